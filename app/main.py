@@ -9,19 +9,17 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.routing import APIRoute
 
 from app.api.contracts import huggingface, oip, openai, predict
-from app.api.contracts.contract_route import UnknownPath
 from app.api.dependencies import Parts
 from app.api.error_responses import handle_errors
 from app.api.inference import IMAGE_ENDPOINTS
@@ -97,7 +95,8 @@ def create_app(
         metrics.watch(runtime)
         freeze_loaded_objects()
         try:
-            await _serve_grpc(grpc_server)
+            if grpc_server is not None:
+                await grpc_server.start()
             yield
         finally:
             await _close(parts, runtime, grpc_server)
@@ -124,13 +123,10 @@ def create_app(
     # Matched before the rest: POST /v1/models/{name} would take the paths of protocols for names.
     contracts = (oip.router, *predict.routers, openai.router, huggingface.router)
     rest = (operation.models, operation.probes, lens.router, pages.router)
-    routers = (images.router, *contracts, search.router, *rest)
-    routes = [
-        route
-        for router in routers
-        for route in router.routes
-        if isinstance(route, APIRoute) and not isinstance(route, UnknownPath)
-    ]
+    # Not by include_router, which matches each request twice.
+    app.router.routes.extend(
+        chain.from_iterable(router.routes for router in (images.router, *contracts, search.router, *rest))
+    )
     # Middleware added last runs first.
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:
@@ -146,10 +142,9 @@ def create_app(
     )
     app.add_middleware(RequestObserverMiddleware, observer=observer)
     # Runs before all middleware: app/server/server.py calls it at the headers of a request.
-    app.state.shedding = LoadShedding(parts, observer, hosts, routes)
-    handle_errors(app, metrics, routes)
-    _add_routes(app, direct=(images.router, *contracts), included=(search.router, *rest))
-    for path, method, status in chain(*map(documented_statuses, routers), undocumented_statuses()):
+    app.state.shedding = LoadShedding(parts, observer, hosts, app.routes)
+    handle_errors(app)
+    for path, method, status in chain(documented_statuses(app.routes), undocumented_statuses()):
         metrics.expect(path, method, status)
     extend_openapi(app, keys=bool(parts.keys))
     return app
@@ -163,20 +158,6 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
         allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID", TENSORS_AT],
         expose_headers=["X-Request-ID", "Server-Timing", TENSORS_AT],
     )
-
-
-def _add_routes(app: FastAPI, direct: Iterable[APIRouter], included: Iterable[APIRouter]) -> None:
-    """Add the routes of routers, those of `direct` first: they have no dependencies, and FastAPI's include_router would
-    match each request twice."""
-    for router in direct:
-        app.router.routes.extend(router.routes)
-    for router in included:
-        app.include_router(router)
-
-
-async def _serve_grpc(grpc_server: GrpcServer | None) -> None:
-    if grpc_server is not None:
-        await grpc_server.start()
 
 
 async def _close(parts: Parts, runtime: Runtime, grpc_server: GrpcServer | None) -> None:

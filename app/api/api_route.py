@@ -96,14 +96,14 @@ class ImageRoute(ApiRoute):
     def _handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint
         query_type = _query_type(endpoint)
-        defaults = query_type()
+        defaults = dict(query_type())
 
         async def handle(request: Request) -> Response:
             has_query = bool(request.scope["query_string"])
             model = request.query_params.get("model") if has_query else None
             upload = await upload_of(request, model, request.headers.get("if-match"))
             query = _validated(query_type, request) if has_query else defaults
-            answer = await endpoint(upload, **dict(query))
+            answer = await endpoint(upload, **query)
             if isinstance(answer, Response):
                 return answer
             return Response(answer.model_dump_json(), media_type="application/json")
@@ -131,9 +131,9 @@ def _query_type(endpoint: Callable[..., Any]) -> type[BaseModel]:
     return create_model("Query", **fields)
 
 
-def _validated(query_type: type[BaseModel], request: Request) -> BaseModel:
+def _validated(query_type: type[BaseModel], request: Request) -> dict[str, Any]:
     try:
-        return query_type.model_validate(dict(request.query_params))
+        return dict(query_type.model_validate(dict(request.query_params)))
     except ValidationError as error:
         errors = [{**each, "loc": ("query", *each["loc"])} for each in error.errors()]
         raise RequestValidationError(errors) from None

@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from time import perf_counter, time
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request
 
 from app.http.api_keys import Keys, Right, authorize
 from app.http.hosts import AllowedHosts
-from app.http.problems import DebugDisabledError, FingerprintMismatchError, NotReadyError
+from app.http.problems import DebugDisabledError, FingerprintMismatchError, ForbiddenError, NotReadyError
 from app.observability.metrics import Metrics, SharedExposition
 from app.settings import Settings
 from models.interface.errors import DrainingError, StartError, UnknownModelError
@@ -31,6 +31,7 @@ class Parts:
     `runtime` is None until the application has started. `failure` is the reason why the process exits with an error.
     `drained_at` (`perf_counter`) is the deadline of accepted requests once draining has begun. `scraped` is the
     exposition of /metrics, which covers all processes. `created_at` (UNIX seconds) is when this object was made.
+    `fixed_models` is the reason why models cannot be loaded or unloaded, if they cannot.
     """
 
     settings: Settings
@@ -43,7 +44,13 @@ class Parts:
     start_error: StartError | None = None
     failure: str | None = None
     drained_at: float | None = None
+    fixed_models: str | None = None
     created_at: int = field(default_factory=lambda: int(time()))
+
+    @property
+    def ready(self) -> bool:
+        """True if all models are warmed up and work, and the service is not draining."""
+        return self.runtime is not None and self.runtime.ready
 
     def left_to_close_s(self) -> float:
         """Return the time for models to shut down after the last response."""
@@ -55,7 +62,12 @@ class Parts:
 
 
 def parts_of(request: Request) -> Parts:
-    return cast(Parts, request.app.state.parts)
+    parts: Parts = request.scope["app"].state.parts
+    return parts
+
+
+def settings_of(request: Request) -> Settings:
+    return parts_of(request).settings
 
 
 def runtime_of(request: Request) -> Runtime:
@@ -67,9 +79,8 @@ def runtime_of(request: Request) -> Runtime:
 
 
 def check_ready(request: Request) -> None:
-    """Raise NotReadyError unless all models are warmed up and work, and the service is not draining."""
-    runtime = parts_of(request).runtime
-    if runtime is None or not runtime.ready:
+    """Raise NotReadyError unless the service is ready."""
+    if not parts_of(request).ready:
         raise NotReadyError
 
 
@@ -100,7 +111,6 @@ class Upload:
 
     request: Request
     runtime: Runtime
-    metrics: Metrics
     requested_model: str | None
     model: ModelCard
     pinned: str | None
@@ -133,7 +143,7 @@ async def upload_of(request: Request, model: ModelName = None, if_match: Pinned 
     card = card_named(runtime, model)
     if runtime.draining:
         raise DrainingError
-    upload = Upload(request, runtime, parts.metrics, model, card, if_match)
+    upload = Upload(request, runtime, model, card, if_match)
     upload.check_answer_of(card.fingerprint)
     return upload
 
@@ -162,8 +172,16 @@ def _requires(right: Right) -> Callable[[Request], Coroutine[Any, Any, None]]:
 
 inference_allowed = _requires("inference")
 metrics_allowed = _requires("metrics")
-admin_allowed = _requires("admin")
 _debug_right = _requires("debug")
+_admin_right = _requires("admin")
+
+
+async def admin_allowed(request: Request) -> None:
+    """Raise UnauthorizedError or ForbiddenError unless the client may load and unload models."""
+    fixed = parts_of(request).fixed_models
+    if fixed is not None:
+        raise ForbiddenError(fixed)
+    await _admin_right(request)
 
 
 async def debug_allowed(request: Request) -> None:
@@ -171,6 +189,6 @@ async def debug_allowed(request: Request) -> None:
 
     Raises DebugDisabledError, UnauthorizedError, ForbiddenError.
     """
-    if not parts_of(request).settings.debug_endpoints:
+    if not settings_of(request).debug_endpoints:
         raise DebugDisabledError
     await _debug_right(request)

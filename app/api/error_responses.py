@@ -4,15 +4,15 @@ application, and what the routers share."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
+from app.api.dependencies import parts_of
 from app.http.problems import (
     INTERNAL_ERROR,
     INVALID_PARAMETER,
@@ -27,7 +27,6 @@ from app.http.problems import (
     problem_json,
     row_of,
 )
-from app.observability.metrics import Metrics
 from app.observability.request_record import record_of
 from models.interface.errors import GradlessError, ImageError
 
@@ -40,14 +39,14 @@ _SHORT_BODY_DIGITS = 5
 _log = logging.getLogger(__name__)
 
 
-def handle_errors(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
-    """Register exception handlers that answer with problems and count refusals. `routes` are all routes of `app`."""
+def handle_errors(app: FastAPI) -> None:
+    """Register exception handlers that answer with problems and count refusals."""
 
     @app.exception_handler(FaultyImageError)
     @app.exception_handler(GradlessError)
     @app.exception_handler(RequestError)
     async def on_error(request: Request, error: Exception) -> Response:
-        return error_response(request, metrics, error)
+        return error_response(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_parameter(request: Request, error: RequestValidationError) -> Response:
@@ -63,34 +62,30 @@ def handle_errors(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) ->
             # Starlette lists the methods of the first route with this path only. HeadAsGet adds HEAD.
             allowed = {
                 method
-                for route in routes
-                if route.matches(request.scope)[0] != Match.NONE
+                for route in app.routes
+                if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
                 for method in route.methods or ()
             }
-            allowed |= set(filter(None, headers.get("Allow", "").split(", ")))
             headers["Allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
         elif row is NOT_FOUND and path.endswith("/") and path.strip("/"):
             detail += ": paths have no trailing slash"
         return request_problem(request, row, detail, headers)
 
 
-def error_response(request: Request, metrics: Metrics, error: Exception) -> Response:
+def error_response(request: Request, error: Exception) -> Response:
     """Return the problem of `error`, which has a row in app/http/problems.py; count it if it is a refusal."""
-    row = record_problem(request, metrics, error)
+    row = record_problem(request, error)
     return request_problem(request, row, str(error), problem_headers(error))
 
 
-def event_problem(request: Request, metrics: Metrics, error: Exception) -> str:
+def event_problem(request: Request, error: Exception) -> str:
     """Return the problem of `error` as JSON, for a stream of events whose status has already been sent."""
-    return problem_json(record_problem(request, metrics, error), str(error), record_of(request.scope).request_id)
+    return problem_json(record_problem(request, error), str(error), record_of(request.scope).request_id)
 
 
-def image_problem(metrics: Metrics, error: ImageError) -> Problem:
+def image_problem(request: Request, error: ImageError) -> Problem:
     """Return the problem of one image, which takes the place of its result among those of other images."""
-    row = row_of(error)
-    if row.reason is not None:
-        metrics.rejected(row.reason)
-    return problem(row, str(error))
+    return problem(_counted(request, error), str(error))
 
 
 def request_problem(request: Request, row: Row, detail: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -112,13 +107,18 @@ def body_is_short(declared_length: str | bytes | None, *, chunked: bool) -> bool
     return not chunked and len(declared_length or "") <= _SHORT_BODY_DIGITS
 
 
-def record_problem(request: Request, metrics: Metrics, error: Exception) -> Row:
+def record_problem(request: Request, error: Exception) -> Row:
     """Record the problem of `error`: count a refusal, log an internal error. Return its row."""
-    row = row_of(error)
+    row = _counted(request, error)
     record = record_of(request.scope)
     record.problem = row.slug
-    if row.reason is not None:
-        metrics.rejected(row.reason)
     if row.status == INTERNAL_ERROR.status:
         _log.error("a request failed: %s", error, extra={"request_id": record.request_id})
+    return row
+
+
+def _counted(request: Request, error: Exception) -> Row:
+    """Return the row of `error`, which is counted if it is a refusal."""
+    row = row_of(error)
+    parts_of(request).metrics.rejected(row.reason)
     return row

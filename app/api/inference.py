@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from app.api.dependencies import Upload, parts_of
 from app.api.error_responses import image_problem
@@ -109,17 +113,14 @@ async def infer(upload: Upload, request: InferenceRequest) -> Answer:
 
 
 async def _read_images(upload: Upload) -> Sequence[bytes | ImageTooLargeError]:
-    settings = parts_of(upload.request).settings
-    received = await read_json_or_images(upload.request, settings, every_part=False)
-    if received.json is None:
-        return received.files
-    return await images_of_body(upload.request, settings, received.json)
+    received = await read_json_or_images(upload.request, every_part=False)
+    return received.files if received.json is None else await images_of_body(upload.request, received.json)
 
 
 def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction], T]) -> list[T | Faulty]:
     """Return a body for each result. That of an image that failed is its problem."""
     return [
-        Faulty(error=image_problem(upload.metrics, result)) if isinstance(result, ImageError) else body_of(result)
+        Faulty(error=image_problem(upload.request, result)) if isinstance(result, ImageError) else body_of(result)
         for result in answer.results
     ]
 
@@ -143,7 +144,7 @@ async def _predict(upload: Upload, sent: Sequence[Image | ImageTooLargeError], r
     images = [image for image in sent if not isinstance(image, ImageTooLargeError)]
     too_large = len(sent) - len(images)
     if too_large:
-        upload.metrics.images_done(upload.model.name, request.task, "bad_image", too_large)
+        parts_of(upload.request).metrics.images_done(upload.model.name, request.task, "bad_image", too_large)
     if images:
         request = replace(request, images=images, cancel_token=cancel_token_of(upload.request))
         # Without a `requested_model` the current default answers, which may be a new one.
@@ -157,3 +158,17 @@ async def _predict(upload: Upload, sent: Sequence[Image | ImageTooLargeError], r
     results = iter(answer.results)
     in_order = [image if isinstance(image, ImageTooLargeError) else next(results) for image in sent]
     return replace(answer, results=in_order)
+
+
+def scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
+    """Return `vector`, with `normalize` scaled to length 1; a zero vector as it is."""
+    if not normalize:
+        return vector
+    # In float64, because squares of float32 values can overflow and underflow.
+    length = np.linalg.norm(vector.astype(np.float64))
+    return (vector / length).astype(np.float32) if length else vector
+
+
+def base64_of(vector: NDArray[np.float32]) -> str:
+    """Return base64 of the numbers as little-endian float32."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")

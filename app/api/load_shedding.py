@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from fastapi import Request
-from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 from app.api.api_route import ApiRoute
@@ -38,7 +38,7 @@ class LoadShedding:
     """Decides which requests are refused at their headers, and records them."""
 
     def __init__(
-        self, parts: Parts, observer: RequestObserver, hosts: AllowedHosts, routes: Sequence[APIRoute]
+        self, parts: Parts, observer: RequestObserver, hosts: AllowedHosts, routes: Sequence[BaseRoute]
     ) -> None:
         self._parts = parts
         self._observer = observer
@@ -76,8 +76,7 @@ class LoadShedding:
         record.start_inference(model, task, 1)
         row = row_of(overload)
         record.problem, record.status = row.slug, row.status
-        if row.reason is not None:
-            self._parts.metrics.rejected(row.reason)
+        self._parts.metrics.rejected(row.reason)
         last = not keep_alive or not body_is_short(head.get(b"content-length"), chunked=b"transfer-encoding" in head)
         headers = {**usual_headers, **problem_headers(overload), **self._observer.headers(scope, record)}
         answer = problem_bytes(row, str(overload), record.request_id, headers, last=last)

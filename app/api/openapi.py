@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 
 from app.http.hosts import PROBES
 from app.http.problems import (
@@ -73,10 +74,10 @@ def _with_connection_errors(path: str, responses: dict[str, Any]) -> dict[str, A
     return dict(sorted(responses.items()))
 
 
-def documented_statuses(router: APIRouter) -> Iterator[tuple[str | None, str, int]]:
-    """Yield (path, method, status) for each documented response of `router`. Routes that read a body also have the
+def documented_statuses(routes: Iterable[BaseRoute]) -> Iterator[tuple[str | None, str, int]]:
+    """Yield (path, method, status) for each documented response of `routes`. Routes that read a body also have the
     status of a client that disconnected."""
-    for route in router.routes:
+    for route in routes:
         if isinstance(route, APIRoute) and route.include_in_schema:
             statuses = {route.status_code or 200, *map(int, route.responses)}
             if TABLE[SlowBodyError].status in statuses:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
+from app.api.dependencies import settings_of
 from app.api.file_parts import FileParts
 from app.http.problems import (
     BodyTooLargeError,
@@ -73,41 +74,39 @@ class Received:
     files: Sequence[bytes | ImageTooLargeError] = ()
 
 
-async def read_images(request: Request, settings: Settings) -> Sequence[bytes | ImageTooLargeError]:
+async def read_images(request: Request) -> Sequence[bytes | ImageTooLargeError]:
     """Return the encoded images of `request` in order. Among several, one that is too large is replaced by its error.
 
     Raises the request errors of app/http/problems.py, and ImageTooLargeError for a single image.
     """
-    return (await _timed(request, settings, _read(request, settings))).files
+    return (await _timed(request, _read(request))).files
 
 
-async def read_json_or_images(request: Request, settings: Settings, *, every_part: bool = True) -> Received:
+async def read_json_or_images(request: Request, *, every_part: bool = True) -> Received:
     """Return the body of `request`: JSON if it begins so, else one image file, or several as multipart parts. With
     `every_part` a part is an image even if it has no file name and does not begin as an image does.
 
     Raises as read_images does.
     """
-    return await _timed(request, settings, _read(request, settings, or_json=True, every_part=every_part))
+    return await _timed(request, _read(request, or_json=True, every_part=every_part))
 
 
-async def read_body(
-    request: Request, settings: Settings, codings: frozenset[str] = IDENTITY, limit_bytes: int | None = None
-) -> bytes:
+async def read_body(request: Request, codings: frozenset[str] = IDENTITY, limit_bytes: int | None = None) -> bytes:
     """Return the body of `request` as it was sent, of at most `limit_bytes`, or else GRADLESS_MAX_REQUEST_BYTES.
     `codings` are the values of Content-Encoding that the caller decodes.
 
     Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, BodyMemoryFullError, ClientDisconnectedError.
     """
-    limit_bytes = limit_bytes or settings.max_request_bytes
-    return await _timed(request, settings, _whole(request, limit_bytes, codings=codings))
+    limit_bytes = limit_bytes or settings_of(request).max_request_bytes
+    return await _timed(request, _whole(request, limit_bytes, codings))
 
 
-async def read_json(request: Request, schema: type[S], *, timeout_s: float) -> S | None:
+async def read_json(request: Request, schema: type[S]) -> S | None:
     """Return the parameters in a JSON body of at most 64 KiB, or None without a body.
 
     Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, ClientDisconnectedError, RequestValidationError.
     """
-    body = await _in_time(request, timeout_s, _whole(request, _SMALL_BODY_BYTES))
+    body = await _in_time(request, _whole(request, _SMALL_BODY_BYTES))
     if not body:
         return None
     try:
@@ -118,16 +117,17 @@ async def read_json(request: Request, schema: type[S], *, timeout_s: float) -> S
         raise RequestValidationError(found) from None
 
 
-async def _timed(request: Request, settings: Settings, reading: Awaitable[T]) -> T:
+async def _timed(request: Request, reading: Awaitable[T]) -> T:
     """As `_in_time`, and record how long it took."""
     started_at = perf_counter()
-    read = await _in_time(request, settings.read_timeout_s, reading)
+    read = await _in_time(request, reading)
     record_of(request.scope).read_seconds = perf_counter() - started_at
     return read
 
 
-async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) -> T:
+async def _in_time(request: Request, reading: Awaitable[T]) -> T:
     """Await `reading`, which reads the body to its end. Raises SlowBodyError and ClientDisconnectedError."""
+    timeout_s = settings_of(request).read_timeout_s
     try:
         async with asyncio.timeout(timeout_s):
             read = await reading
@@ -139,7 +139,8 @@ async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) ->
     return read
 
 
-async def _read(request: Request, settings: Settings, *, or_json: bool = False, every_part: bool = False) -> Received:
+async def _read(request: Request, *, or_json: bool = False, every_part: bool = False) -> Received:
+    settings = settings_of(request)
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
         limits = {"max_files": settings.max_images_per_request, "max_file_bytes": settings.max_image_bytes}
@@ -150,42 +151,32 @@ async def _read(request: Request, settings: Settings, *, or_json: bool = False, 
         if len(files) == 1 and isinstance(files[0], ImageTooLargeError):
             raise files[0]
         return Received(None, files)
+    return await _file(request, settings, or_json=or_json)
+
+
+async def _file(request: Request, settings: Settings, *, or_json: bool) -> Received:
     # The content decides, not Content-Type: curl sends every body as a form by default.
-    if or_json:
-        return await _json_or_file(request, settings)
-    return Received(None, [await _whole(request, settings.max_request_bytes, settings.max_image_bytes)])
-
-
-async def _json_or_file(request: Request, settings: Settings) -> Received:
+    json_begins = _JSON_BEGINS if or_json else ()
     received = 0
     chunks: list[bytes] = []
     begins = b""
     async for chunk in _counted(request, settings.max_request_bytes):
         received += len(chunk)
         begins = begins or chunk.lstrip(_WHITE_SPACE)[:1]
-        if begins not in _JSON_BEGINS and received > settings.max_image_bytes:
+        if begins not in json_begins and received > settings.max_image_bytes:
             raise ImageTooLargeError(settings.max_image_bytes)
         chunks.append(chunk)
     body = b"".join(chunks)
-    return Received(body) if begins in _JSON_BEGINS else Received(None, [body])
+    return Received(body) if begins in json_begins else Received(None, [body])
 
 
-async def _whole(
-    request: Request, limit_bytes: int, image_limit_bytes: int | None = None, codings: frozenset[str] = IDENTITY
-) -> bytes:
-    received = 0
-    chunks = []
-    async for chunk in _counted(request, limit_bytes, codings):
-        received += len(chunk)
-        if image_limit_bytes is not None and received > image_limit_bytes:
-            raise ImageTooLargeError(image_limit_bytes)
-        chunks.append(chunk)
-    return b"".join(chunks)
+async def _whole(request: Request, limit_bytes: int, codings: frozenset[str] = IDENTITY) -> bytes:
+    return b"".join([chunk async for chunk in _counted(request, limit_bytes, codings)])
 
 
 async def _counted(request: Request, limit_bytes: int, accepted: frozenset[str] = IDENTITY) -> AsyncIterator[bytes]:
     codings = ",".join(request.headers.getlist("content-encoding"))
-    if not all(coding.strip().lower() in {"", *accepted} for coding in codings.split(",")):
+    if codings and not all(coding.strip().lower() in {"", *accepted} for coding in codings.split(",")):
         raise ContentEncodingError(codings, accepted)
     declared = request.headers.get("content-length", "")
     # int() raises ValueError for more than 4300 digits.

@@ -48,6 +48,11 @@ def json_errors(body: Callable[[int, Row, str], object]) -> ErrorForm:
     return error_response
 
 
+def text_error(_status: int, _row: Row, message: str) -> object:
+    """Return the body of an error that is a text."""
+    return {"error": message}
+
+
 def contract_status(row: Row) -> int:
     """Return the status of a problem in other protocols than the native one: every fault of the input is 400."""
     if row.status in _BAD_INPUT and row is not TABLE[ContentEncodingError]:

@@ -105,7 +105,7 @@ class RequestObserverMiddleware:
                 record.status = message["status"]
                 added = self._observer.headers(scope, record).items()
                 # A new list: a response may send the same list of headers again.
-                message["headers"] = [*message["headers"], *((n.encode(), v.encode("latin-1")) for n, v in added)]
+                message["headers"] = [*message["headers"], *[(n.encode(), v.encode("latin-1")) for n, v in added]]
             await send(message)
 
         try:

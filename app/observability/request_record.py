@@ -105,7 +105,7 @@ class RequestRecord:
     def server_timing(self) -> str:
         """The value of the Server-Timing header (W3C); durations in milliseconds."""
         parts = self.stage_seconds() | {"total": perf_counter() - self.started_at}
-        return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in parts.items())
+        return ", ".join([f"{name};dur={seconds * 1e3:.3f}" for name, seconds in parts.items()])
 
 
 def keep_record(scope: Scope, record: RequestRecord) -> None:

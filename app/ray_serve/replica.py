@@ -11,9 +11,8 @@ from ipaddress import ip_address
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.dependencies import Parts, admin_allowed
+from app.api.dependencies import Parts
 from app.api.middleware import PlainStartFailures
-from app.http.problems import ForbiddenError
 from app.main import create_app, start_serving
 from app.observability.metrics import merge_expositions
 from app.process.logs import configure_logging
@@ -28,6 +27,8 @@ _SCRAPE_TIMEOUT_S = 8.0
 
 _REQUEST_ID = "x-request-id"
 
+_FIXED_MODELS = "A request reaches one replica only. To change the models of all replicas, deploy again."
+
 
 class Replica:
     """The class that Ray Serve instantiates in a process of its own.
@@ -41,8 +42,8 @@ class Replica:
         self._settings = settings
         self._cores = cores
         app = create_app(settings, self._start)
-        app.dependency_overrides[admin_allowed] = _refuse_changes
         self._parts: Parts = app.state.parts
+        self._parts.fixed_models = _FIXED_MODELS
         self._parts.scraped.build = self._metrics_of_all_replicas
         self._application = ProxyHeaders(PlainStartFailures(app, self._parts))
 
@@ -54,8 +55,7 @@ class Replica:
 
         Ray replaces a replica after several failures in a row; a model that is restarted may be ready before.
         """
-        runtime = self._parts.runtime
-        if runtime is None or not runtime.ready:
+        if not self._parts.ready:
             raise RuntimeError("the models of this replica are not ready")
 
     def metrics(self, accept: str) -> tuple[str, bytes]:
@@ -95,10 +95,6 @@ class Replica:
         own_id, own = self.metrics(accept)
         expositions = {replica: zlib.decompress(body).decode() for replica, body in {own_id: own, **others}.items()}
         return merge_expositions(expositions, accept, label="replica")
-
-
-async def _refuse_changes() -> None:
-    raise ForbiddenError("A request reaches one replica only. To change the models of all replicas, deploy again.")
 
 
 class ProxyHeaders:

@@ -99,6 +99,7 @@ def test_the_three_encodings_of_features_are_equal_bit_for_bit(address: str, clo
         ("Application/X-NPY", "application/x-npy"),
         ("application/json, application/x-npy;q=0", "application/json"),
         ("*/*", "application/json"),
+        ("application/*", "application/json"),
     ],
 )
 def test_the_accept_header_selects_the_format_of_features(

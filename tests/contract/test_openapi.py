@@ -198,27 +198,8 @@ def test_every_documented_error_is_a_problem(document: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/v1/predict", "/v1/search"])
 def test_the_inference_routes_document_every_error_status(document: dict[str, Any], path: str) -> None:
-    documented = set(document["paths"][path]["post"]["responses"])
-    assert documented == {
-        *(
-            "200",
-            "400",
-            "401",
-            "403",
-            "404",
-            "408",
-            "412",
-            "413",
-            "415",
-            "421",
-            "422",
-            "429",
-            "431",
-            "500",
-            "503",
-            "504",
-        )
-    }
+    documented = sorted(map(int, document["paths"][path]["post"]["responses"]))
+    assert documented == [200, 400, 401, 403, 404, 408, 412, 413, 415, 421, 422, 429, 431, 500, 503, 504]
 
 
 def test_errors_before_routing_are_documented_for_each_operation(document: dict[str, Any]) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 
 import grpc
 
-from app.api.contracts.grpc_calls import received
-from app.api.contracts.grpc_messages import HEALTH, INFERENCE, MAX_HEAD_BYTES, methods_of, parse
+from app.api.contracts.grpc_messages import HEALTH, INFERENCE, MAX_HEAD_BYTES, methods_of, parse, received
 from app.api.dependencies import Parts
 from app.http.problems import InvalidInputError, SlowBodyError
 
@@ -80,5 +79,4 @@ class HealthChecks:
     def _health(self, service: str) -> str:
         if service not in {_SERVER, INFERENCE}:
             return "SERVICE_UNKNOWN"
-        runtime = self._parts.runtime
-        return "SERVING" if runtime is not None and runtime.ready else "NOT_SERVING"
+        return "SERVING" if self._parts.ready else "NOT_SERVING"

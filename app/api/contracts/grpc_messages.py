@@ -1,4 +1,4 @@
-"""The messages of gRPC, made from the compiled description of open_inference.proto and health.proto.
+"""What is read of gRPC calls. Messages are made from the compiled description of open_inference.proto and health.proto.
 
 They are in a pool of their own: the default one would refuse messages of the same names, which a client in the same
 process has. There is no generated code, which would need one version of protobuf.
@@ -6,17 +6,20 @@ process has. There is no generated code, which would need one version of protobu
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import grpc.aio
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 from google.protobuf.message_factory import GetMessageClass
 
-from app.http.problems import BodyTooLargeError, InvalidInputError
+from app.http.problems import BodyTooLargeError, InvalidInputError, SlowBodyError
 
 INFERENCE = "inference.GRPCInferenceService"
 HEALTH = "grpc.health.v1.Health"
@@ -75,6 +78,31 @@ def methods_of(service: str) -> Sequence[Method]:
         )
         for method in _POOL.FindServiceByName(service).methods
     ]
+
+
+async def received(context: Any, timeout_s: float) -> bytes:
+    """Return the only message of a call, as it was sent. Its handler is that of a stream: gRPC would read the message
+    of a unary call before it calls the handler, without a limit of time.
+
+    Raises SlowBodyError, InvalidInputError without a message.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            message = await context.read()
+    except TimeoutError:
+        raise SlowBodyError(timeout_s) from None
+    if message is grpc.aio.EOF:
+        raise InvalidInputError("The call has no message.")
+    return bytes(message)
+
+
+def client_of(peer: str) -> tuple[str, int] | None:
+    """Return address and port of gRPC's name of a client, such as `ipv6:[::1]:4711`; None if it has none."""
+    family, _, place = unquote(peer).partition(":")
+    host, _, port = place.rpartition(":")
+    if family not in {"ipv4", "ipv6"} or not port.isdecimal():
+        return None
+    return host.strip("[]"), int(port)
 
 
 def parse(kind: Any, message: bytes | bytearray) -> Any:

@@ -1,6 +1,6 @@
 """Serve the Open Inference Protocol over gRPC, and gRPC's health checks, on the event loop of the HTTP server.
 
-The modules grpc_server, grpc_health and grpc_calls alone import grpc, which is an optional dependency. Servers of
+The modules grpc_server, grpc_health and grpc_messages alone import grpc, which is an optional dependency. Servers of
 several HTTP workers share one port; the kernel spreads connections over them.
 """
 
@@ -19,14 +19,15 @@ from fastapi import FastAPI, Request
 from starlette.types import Scope
 
 from app.api.content_encoding import coding_of, expand_coding
-from app.api.contracts.grpc_calls import client_of, received
 from app.api.contracts.grpc_health import HealthChecks
 from app.api.contracts.grpc_messages import (
     INFERENCE,
     MAX_HEAD_BYTES,
     Method,
+    client_of,
     methods_of,
     parse,
+    received,
     split_request,
 )
 from app.api.contracts.oip_grpc import PROCEDURES, Call
@@ -238,7 +239,7 @@ class GrpcServer:
         try:
             answer = await self._respond(method, request, record, context)
         except (FaultyImageError, GradlessError, RequestError) as error:
-            row = record_problem(request, self._parts.metrics, error)
+            row = record_problem(request, error)
             retry_after_s = error.retry_after_s if isinstance(error, AtCapacityError) else None
             return _refusal(record, row, str(error), retry_after_s)
         except Exception:  # noqa: BLE001 - the client gets no detail, and the log all

@@ -11,16 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from pydantic_core import to_json
-from starlette.responses import Response
 
-from app.api.contracts.contract_route import IMAGES, contract_router
-from app.api.contracts.prediction import parameters_of, predict, top_k_of, upload_for
-from app.api.dependencies import check_ready, parts_of
+from app.api.contracts.adapter import IMAGES, contract_router, parameters_of, predict, top_k_of, upload_for
+from app.api.dependencies import check_ready
+from app.api.inference import scaled
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
-from app.api.vectors import unit_vector
-from app.http.contract import Contract, json_errors
+from app.http.contract import Contract, json_errors, text_error
 from app.http.problems import InvalidInputError
 from models.interface.errors import ImageTooLargeError
 from models.interface.request import InferenceRequest
@@ -30,7 +27,7 @@ _CLASSIFICATION = "image-classification"
 _EXTRACTION = "feature-extraction"
 _TASKS = (_CLASSIFICATION, _EXTRACTION)
 
-router = contract_router(Contract("huggingface", json_errors(lambda _status, _row, message: {"error": message})))
+router = contract_router(Contract("huggingface", json_errors(text_error)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +40,16 @@ class _Sent:
 
 
 @router.get("/health")
-async def health(request: Request) -> Response:
+async def health(request: Request) -> object:
     """The health check of Inference Endpoints."""
     check_ready(request)
-    return _json({"status": "ready"})
+    return {"status": "ready"}
 
 
 @router.post("/", tags=[IMAGES])
-async def infer_by_default(request: Request) -> Response:
-    return await _answer(request)
-
-
 @router.post("/hf/{name:path}", tags=[IMAGES])
-async def infer(request: Request, name: str) -> Response:
-    return await _answer(request, name)
-
-
-async def _answer(request: Request, name: str | None = None) -> Response:
-    """Return the classes or the features of the images in the body.
+async def infer(request: Request, name: str | None = None) -> object:
+    """Return the classes or the features of the images in the body. Without a name the default model answers.
 
     Raises what upload_for, read_json_or_images, images_of and predict raise.
     """
@@ -74,26 +63,24 @@ async def _answer(request: Request, name: str | None = None) -> Response:
     if task == _EXTRACTION or "normalize" in sent.body:
         normalize = _normalize(sent.body)
         _, found = await predict(upload, sent.images, InferenceRequest("features"))
-        vectors = [unit_vector(each.features) if normalize else each.features for each in found]
         # A list of vectors even for one image.
-        return _json([vector.tolist() for vector in vectors])
+        return [scaled(each.features, normalize=normalize).tolist() for each in found]
     parameters = parameters_of(sent.body)
     if parameters.get("function_to_apply") not in (None, "softmax"):
         raise InvalidInputError("function_to_apply must be softmax.")
     _, found = await predict(upload, sent.images, InferenceRequest("classify", top_k=top_k_of(parameters)))
     classes = [_classes(each) for each in found]
-    return _json(classes if sent.several else classes[0])
+    return classes if sent.several else classes[0]
 
 
 async def _read(request: Request) -> _Sent:
-    settings = parts_of(request).settings
-    received = await read_json_or_images(request, settings)
+    received = await read_json_or_images(request)
     if received.json is None:
         return _Sent(received.files, len(received.files) > 1)
     body = await parse_object(request, received.json)
     inputs = body.get("inputs")
     texts = inputs if isinstance(inputs, list) else [inputs]
-    return _Sent(await images_of(request, settings, texts), texts is inputs, body)
+    return _Sent(await images_of(request, texts), texts is inputs, body)
 
 
 def _normalize(body: Mapping[str, Any]) -> bool:
@@ -106,7 +93,3 @@ def _normalize(body: Mapping[str, Any]) -> bool:
 
 def _classes(prediction: Prediction) -> list[dict[str, object]]:
     return [{"label": scored.label, "score": scored.probability} for scored in prediction.classes]
-
-
-def _json(body: object) -> Response:
-    return Response(to_json(body), media_type="application/json")

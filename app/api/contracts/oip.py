@@ -11,14 +11,13 @@ from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel
-from pydantic_core import to_json
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from app.api.contracts.contract_route import IMAGES, ContractRoute, answer_unknown_paths, check_admin, contract_router
+from app.api.contracts.adapter import IMAGES, ContractRoute, UnknownPath, contract_router, predict, upload_for
 from app.api.contracts.oip_infer import infer_response, is_of_sagemaker, read_infer_request
 from app.api.contracts.oip_models import (
     EXTENSIONS,
@@ -30,12 +29,18 @@ from app.api.contracts.oip_models import (
     model_statistics,
     repository_index,
     unload_by_name,
-    view_named,
 )
 from app.api.contracts.output_tensors import inference_request, output_tensors
-from app.api.contracts.prediction import predict, upload_for
-from app.api.contracts.views import View, split_path
-from app.api.dependencies import Upload, check_ready, inference_allowed, parts_of, runtime_of
+from app.api.contracts.views import View, split_path, view_named
+from app.api.dependencies import (
+    Upload,
+    admin_allowed,
+    check_ready,
+    inference_allowed,
+    parts_of,
+    runtime_of,
+    settings_of,
+)
 from app.api.error_responses import request_problem
 from app.api.uploads import read_json
 from app.http.problems import METHOD_NOT_ALLOWED, NOT_FOUND, NotOfferedError
@@ -67,27 +72,27 @@ class _SageMakerRoute(ContractRoute):
 
 async def _answer(request: Request, upload: Upload, view: View) -> Response:
     """Answer all images of a request, or none."""
-    sent = await read_infer_request(request, view, parts_of(request).settings)
+    sent = await read_infer_request(request, view)
     answer, predictions = await predict(upload, sent.images, inference_request(sent.outputs))
     return await infer_response(request, view, sent, answer, output_tensors(sent.outputs, predictions))
 
 
-async def _describe_server(request: Request) -> Response:
+async def _describe_server(request: Request) -> object:
     await inference_allowed(request)
-    return _json({"name": "gradless", "version": request.app.version, "extensions": EXTENSIONS})
+    return {"name": "gradless", "version": request.app.version, "extensions": EXTENSIONS}
 
 
-async def _live(request: Request) -> Response:
+async def _live(request: Request) -> object:
     del request
-    return _json({"live": True})
+    return {"live": True}
 
 
-async def _ready(request: Request) -> Response:
+async def _ready(request: Request) -> object:
     check_ready(request)
-    return _json({"ready": True})
+    return {"ready": True}
 
 
-async def _describe(request: Request, path: str) -> Response:
+async def _describe(request: Request, path: str) -> object:
     """Answer GET /v2/models/NAME[/versions/VERSION][/config, /ready or /stats]."""
     await inference_allowed(request)
     runtime = runtime_of(request)
@@ -95,15 +100,15 @@ async def _describe(request: Request, path: str) -> Response:
     view = view_named(runtime, name, version)
     match rest:
         case "":
-            return _json(model_metadata(view))
+            return model_metadata(view)
         case "config":
-            return _json(model_configuration(view, parts_of(request).settings.max_images_per_request))
+            return model_configuration(view, settings_of(request).max_images_per_request)
         case "ready":
             if view.model.name in runtime.down:
                 raise ModelDownError(view.model.name)
             if runtime.draining:
                 raise DrainingError
-            return _json({"name": view.name, "ready": True})
+            return {"name": view.name, "ready": True}
         case "stats":
             return await _statistics(request, view)
         case "infer":
@@ -111,29 +116,29 @@ async def _describe(request: Request, path: str) -> Response:
     raise HTTPException(NOT_FOUND.status)
 
 
-async def _describe_all(request: Request) -> Response:
+async def _describe_all(request: Request) -> object:
     await inference_allowed(request)
     return await _statistics(request, None)
 
 
-async def _statistics(request: Request, view: View | None) -> Response:
+async def _statistics(request: Request, view: View | None) -> object:
     """Return the statistics of a view's model under the view's name, or of all models."""
     samples = await parts_of(request).scraped.samples_of_models()
     if view is None:
         found = model_statistics(runtime_of(request).cards.values(), samples)
     else:
         found = [{**each, "name": view.name} for each in model_statistics([view.model], samples)]
-    return _json({"model_stats": found})
+    return {"model_stats": found}
 
 
 class _IndexRequest(BaseModel):
     ready: bool = False
 
 
-async def _index(request: Request) -> Response:
+async def _index(request: Request) -> object:
     await inference_allowed(request)
-    stated = await read_json(request, _IndexRequest, timeout_s=parts_of(request).settings.read_timeout_s)
-    return _json(repository_index(runtime_of(request), ready_only=stated is not None and stated.ready))
+    stated = await read_json(request, _IndexRequest)
+    return repository_index(runtime_of(request), ready_only=stated is not None and stated.ready)
 
 
 class _LoadRequest(BaseModel):
@@ -141,15 +146,15 @@ class _LoadRequest(BaseModel):
 
 
 async def _load(request: Request, name: str) -> Response:
-    await check_admin(request)
-    stated = await read_json(request, _LoadRequest, timeout_s=parts_of(request).settings.read_timeout_s)
+    await admin_allowed(request)
+    stated = await read_json(request, _LoadRequest)
     check_load_parameters(() if stated is None else stated.parameters)
-    await load_by_name(runtime_of(request), parts_of(request).settings.models, name)
+    await load_by_name(runtime_of(request), settings_of(request).models, name)
     return Response()
 
 
 async def _unload(request: Request, name: str) -> Response:
-    await check_admin(request)
+    await admin_allowed(request)
     await unload_by_name(runtime_of(request), name)
     return Response()
 
@@ -167,10 +172,6 @@ def _split(request: Request, path: str) -> tuple[str, str | None, str]:
     if rest.startswith("versions/"):
         version, _, rest = rest.removeprefix("versions/").partition("/")
     return name, version, rest
-
-
-def _json(value: object) -> Response:
-    return Response(to_json(value), media_type="application/json")
 
 
 for _path in ("/v2", "/v2/"):
@@ -192,4 +193,4 @@ router.add_api_route("/v2/models/{path:path}", _describe)
 router.add_api_route("/v2/repository/index", _index, methods=["POST"])
 router.add_api_route("/v2/repository/models/{name:path}/load", _load, methods=["POST"])
 router.add_api_route("/v2/repository/models/{name:path}/unload", _unload, methods=["POST"])
-answer_unknown_paths(router, OIP, "/v2")
+router.routes.append(UnknownPath(OIP, "/v2/"))

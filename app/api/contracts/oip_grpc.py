@@ -14,8 +14,7 @@ from typing import Any
 from fastapi import Request
 from numpy.typing import NDArray
 
-from app.api.contracts.contract_route import check_admin
-from app.api.contracts.input_images import images_of_input
+from app.api.contracts.adapter import predict, upload_for
 from app.api.contracts.oip_models import (
     EXTENSIONS,
     STATISTICS,
@@ -25,13 +24,11 @@ from app.api.contracts.oip_models import (
     model_metadata,
     repository_index,
     unload_by_name,
-    view_named,
 )
 from app.api.contracts.output_tensors import WantedOutput, chosen_outputs, inference_request, output_tensors
-from app.api.contracts.prediction import predict, upload_for
-from app.api.contracts.tensors import BYTES, Tensor, array_of_numbers, count_images
-from app.api.contracts.views import View
-from app.api.dependencies import inference_allowed, parts_of, runtime_of
+from app.api.contracts.tensors import BYTES, Tensor, array_of_numbers, count_images, images_of_input
+from app.api.contracts.views import View, view_named
+from app.api.dependencies import admin_allowed, inference_allowed, parts_of, runtime_of, settings_of
 from app.api.off_loop import off_loop
 from app.http.problems import InvalidInputError, NotOfferedError, UnknownVersionError
 from models.interface.errors import UnknownModelError
@@ -75,8 +72,7 @@ async def _server_live(_: Call) -> Mapping[str, Any]:
 
 
 async def _server_ready(call: Call) -> Mapping[str, Any]:
-    runtime = parts_of(call.request).runtime
-    return {"ready": runtime is not None and runtime.ready}
+    return {"ready": parts_of(call.request).ready}
 
 
 async def _server_metadata(call: Call) -> Mapping[str, Any]:
@@ -99,7 +95,7 @@ async def _model_metadata(call: Call) -> Mapping[str, Any]:
 
 
 async def _model_config(call: Call) -> Mapping[str, Any]:
-    return {"config": model_configuration(_view(call), parts_of(call.request).settings.max_images_per_request)}
+    return {"config": model_configuration(_view(call), settings_of(call.request).max_images_per_request)}
 
 
 def _view(call: Call) -> View:
@@ -112,7 +108,7 @@ async def _repository_index(call: Call) -> Mapping[str, Any]:
 
 async def _load(call: Call) -> Mapping[str, Any]:
     check_load_parameters(call.message.parameters)
-    configured = parts_of(call.request).settings.models
+    configured = settings_of(call.request).models
     await load_by_name(runtime_of(call.request), configured, call.message.model_name)
     return {}
 
@@ -124,12 +120,12 @@ async def _unload(call: Call) -> Mapping[str, Any]:
 
 async def _infer(call: Call) -> Mapping[str, Any]:
     """Answer all images of a request, or none."""
-    message, settings = call.message, parts_of(call.request).settings
+    message = call.message
     upload, view = await upload_for(call.request, message.model_name, message.model_version or None)
     outputs = chosen_outputs([_wanted(output) for output in message.outputs], view)
     if len(message.inputs) != 1:
         raise InvalidInputError(f"A request has one input, of images; this one has {len(message.inputs)}.")
-    images = await images_of_input(call.request, settings, view, await _tensor(call, view))
+    images = await images_of_input(call.request, view, await _tensor(call, view))
     answer, predictions = await predict(upload, images, inference_request(outputs))
     tensors = output_tensors(outputs, predictions)
     return {
@@ -165,7 +161,7 @@ async def _tensor(call: Call, view: View) -> Tensor:
     [sent] = call.message.inputs
     _refuse_shared_memory(sent.parameters)
     datatype, shape = sent.datatype, list(sent.shape)
-    limit = parts_of(call.request).settings.max_images_per_request
+    limit = settings_of(call.request).max_images_per_request
     count_images(datatype, shape, view.model.input_size, limit)
     if not call.raw_inputs:
         return Tensor(datatype, shape, await _typed(sent, datatype, math.prod(shape)))
@@ -199,6 +195,6 @@ PROCEDURES = {
     "ModelConfig": Procedure(_model_config),
     "ModelInfer": Procedure(_infer),
     "RepositoryIndex": Procedure(_repository_index),
-    "RepositoryModelLoad": Procedure(_load, check_admin),
-    "RepositoryModelUnload": Procedure(_unload, check_admin),
+    "RepositoryModelLoad": Procedure(_load, admin_allowed),
+    "RepositoryModelUnload": Procedure(_unload, admin_allowed),
 }

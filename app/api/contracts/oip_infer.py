@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from app.api.content_encoding import CODINGS, compress, expand
-from app.api.contracts.input_images import files_of, images_of_input
 from app.api.contracts.json_numbers import JsonNumbers, take_numbers
 from app.api.contracts.output_tensors import OutputTensor, WantedOutput, chosen_outputs
 from app.api.contracts.tensors import (
@@ -27,16 +26,18 @@ from app.api.contracts.tensors import (
     Tensor,
     array_of_numbers,
     count_images,
+    files_of,
     flat_values,
+    images_of_input,
 )
 from app.api.contracts.views import View
+from app.api.dependencies import settings_of
 from app.api.json_images import images_of, parse_object
 from app.api.off_loop import off_loop
 from app.api.uploads import read_body
 from app.http.contract import TENSORS_AT
 from app.http.problems import BodyTooLargeError, InvalidInputError, NotOfferedError
 from app.observability.request_record import record_of
-from app.settings import Settings
 from models.interface.errors import ImageTooLargeError
 from models.interface.request import Image
 from models.interface.results import Answer
@@ -103,14 +104,6 @@ class _InferRequest(_Part):
     outputs: Annotated[list[_Output], Field(max_length=16)] | None = None
 
 
-class _Parsed(NamedTuple):
-    """A request, the numbers that were taken out of its JSON, and the bytes behind that JSON, if there are any."""
-
-    request: _InferRequest
-    numbers: JsonNumbers | None
-    tensors: memoryview | None
-
-
 @dataclass(frozen=True, slots=True)
 class SentRequest:
     """An inference request: its id, the outputs that it asks for, whether each is binary, and its images in order."""
@@ -121,28 +114,29 @@ class SentRequest:
     images: Sequence[Image | ImageTooLargeError]
 
 
-async def read_infer_request(request: Request, view: View, settings: Settings) -> SentRequest:
+async def read_infer_request(request: Request, view: View) -> SentRequest:
     """Read the body of `request`: JSON, JSON before a binary tensor, or one file.
 
     Raises InvalidInputError, NotOfferedError, TooManyImagesError, NoImagesError, and what read_body and expand raise.
     """
     stated = _stated_head(request.headers)
-    limit_bytes = settings.max_request_bytes if stated else min(settings.max_request_bytes, _MAX_JSON_BYTES)
+    max_bytes = settings_of(request).max_request_bytes
+    limit_bytes = max_bytes if stated else min(max_bytes, _MAX_JSON_BYTES)
     try:
-        sent = await read_body(request, settings, CODINGS, limit_bytes)
+        sent = await read_body(request, CODINGS, limit_bytes)
         body = await expand(request, sent, limit_bytes)
     except BodyTooLargeError:
-        if limit_bytes == settings.max_request_bytes:
+        if limit_bytes == max_bytes:
             raise
         raise BodyTooLargeError(limit_bytes, f"Send tensors as binary data, with {TENSORS_AT}.") from None
     if stated is None:
-        return await _sent(request, view, settings, body, None)
+        return await _sent(request, view, body, None)
     head_bytes = _head_bytes(stated, len(body))
     tensors = memoryview(body)[head_bytes:]
     if head_bytes == 0:
         # A raw request: the body is the only input, and all outputs are binary.
-        return SentRequest(None, chosen_outputs((), view), [True], await files_of(request, settings, [tensors]))
-    return await _sent(request, view, settings, body[:head_bytes], tensors)
+        return SentRequest(None, chosen_outputs((), view), [True], await files_of(request, [tensors]))
+    return await _sent(request, view, body[:head_bytes], tensors)
 
 
 def is_of_sagemaker(headers: Headers) -> bool:
@@ -168,12 +162,9 @@ def _head_bytes(stated: str, body_bytes: int) -> int:
     return int(stated)
 
 
-async def _sent(
-    request: Request, view: View, settings: Settings, text: bytes | bytearray, tensors: memoryview | None
-) -> SentRequest:
+async def _sent(request: Request, view: View, text: bytes | bytearray, tensors: memoryview | None) -> SentRequest:
     """Return the request whose JSON is `text`, followed by `tensors` if it has any."""
-    sent = await _parsed(request, text, tensors)
-    stated = sent.request
+    stated, numbers = await _parsed(request, text)
     parameters = [output.parameters or _OutputParameters() for output in stated.outputs or ()]
     if any(each.shared_memory_region is not None for each in parameters):
         raise NotOfferedError("shared memory")
@@ -184,14 +175,16 @@ async def _sent(
     outputs = chosen_outputs(wanted, view)
     all_binary = bool(stated.parameters and stated.parameters.binary_data_output)
     binary = [all_binary if each.binary_data is None else each.binary_data for each in parameters] or [all_binary]
-    return SentRequest(stated.id, outputs, binary, await _images(request, settings, view, sent))
+    images = await _images(request, view, stated.inputs[0], numbers, tensors)
+    return SentRequest(stated.id, outputs, binary, images)
 
 
-async def _parsed(request: Request, text: bytes | bytearray, tensors: memoryview | None) -> _Parsed:
+async def _parsed(request: Request, text: bytes | bytearray) -> tuple[_InferRequest, JsonNumbers | None]:
+    """Return the request in `text`, and the numbers that were taken out of it, if there are any."""
     rest, numbers = await off_loop(len(text), partial(take_numbers, text))
     value = await parse_object(request, rest)
     try:
-        return _Parsed(_InferRequest.model_validate(value), numbers, tensors)
+        return _InferRequest.model_validate(value), numbers
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)[:_MAX_NAMED]
         found = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
@@ -199,27 +192,27 @@ async def _parsed(request: Request, text: bytes | bytearray, tensors: memoryview
 
 
 async def _images(
-    request: Request, settings: Settings, view: View, sent: _Parsed
+    request: Request, view: View, stated: _Input, numbers: JsonNumbers | None, tensors: memoryview | None
 ) -> Sequence[Image | ImageTooLargeError]:
     """Return the images of the only input, which has them in its `data` or behind the JSON."""
-    [stated] = sent.request.inputs
     parameters = stated.parameters or _InputParameters()
     if parameters.shared_memory_region is not None:
         raise NotOfferedError("shared memory")
-    count = count_images(stated.datatype, stated.shape, view.model.input_size, settings.max_images_per_request)
+    limit = settings_of(request).max_images_per_request
+    count = count_images(stated.datatype, stated.shape, view.model.input_size, limit)
     contents: memoryview | NDArray[Any]
     if stated.data is None:
-        contents = _binary(sent.tensors, parameters.binary_data_size)
-    elif parameters.binary_data_size is not None or sent.tensors:
+        contents = _binary(tensors, parameters.binary_data_size)
+    elif parameters.binary_data_size is not None or tensors:
         raise InvalidInputError("The input has data and binary data; send one of them.")
     elif stated.datatype == BYTES and isinstance(stated.data, list):
-        return await images_of(request, settings, flat_values(stated.data, count))
-    elif stated.datatype == BYTES or stated.data is not True or sent.numbers is None:
+        return await images_of(request, flat_values(stated.data, count))
+    elif stated.datatype == BYTES or stated.data is not True or numbers is None:
         expected = "strings" if stated.datatype == BYTES else "numbers"
         raise InvalidInputError(f"The data of {stated.datatype} must be a list of {expected}.")
     else:
-        contents = await _array(request, stated, sent.numbers)
-    return await images_of_input(request, settings, view, Tensor(stated.datatype, stated.shape, contents))
+        contents = await _array(request, stated, numbers)
+    return await images_of_input(request, view, Tensor(stated.datatype, stated.shape, contents))
 
 
 def _binary(tensors: memoryview | None, size: int | None) -> memoryview:

@@ -10,8 +10,7 @@ from typing import Any
 
 from app.api.contracts.output_tensors import PROBABILITIES
 from app.api.contracts.tensors import BYTES
-from app.api.contracts.views import View, check_version, model_of, view_names, view_of
-from app.api.dependencies import card_named
+from app.api.contracts.views import View, model_of, view_names, view_of
 from app.http.contract import Contract, json_errors
 from app.http.problems import TABLE, InvalidInputError, NotReadyError, Row
 from app.observability.metrics import ModelSample
@@ -55,14 +54,6 @@ def _error(_status: int, row: Row, message: str) -> dict[str, Any]:
 
 
 OIP = Contract("oip", json_errors(_error))
-
-
-def view_named(runtime: Runtime, name: str, version: str | None) -> View:
-    """Return the view of that name. Raises UnknownModelError, UnknownVersionError."""
-    view = view_of(card_named(runtime, model_of(name)), name)
-    if version is not None:
-        check_version(view.model, version)
-    return view
 
 
 def model_metadata(view: View) -> dict[str, Any]:

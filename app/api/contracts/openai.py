@@ -11,14 +11,12 @@ from typing import Any
 
 from fastapi import Request
 from pydantic_core import to_json
-from starlette.responses import Response
 
-from app.api.contracts.contract_route import IMAGES, contract_router
-from app.api.contracts.prediction import predict, upload_for
-from app.api.dependencies import inference_allowed, parts_of, runtime_of
+from app.api.contracts.adapter import IMAGES, contract_router, predict, upload_for
+from app.api.dependencies import inference_allowed, runtime_of
+from app.api.inference import base64_of, scaled
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_body
-from app.api.vectors import base64_of, unit_vector
 from app.http.contract import Contract, json_errors
 from app.http.problems import TABLE, InvalidInputError, NoImagesError, Row, SlowBodyError, UnauthorizedError
 from models.interface.errors import DrainingError, OverloadedError, UnknownModelError
@@ -49,7 +47,7 @@ OPENAI = Contract("openai", json_errors(_error), item="input[{}]")
 router = contract_router(OPENAI)
 
 
-async def embeddings(request: Request) -> Response:
+async def embeddings(request: Request) -> object:
     """Return the feature vector of each image in `input`, in order, scaled to length 1 unless `normalize` is false.
 
     Raises what upload_for, read_body, parse_object, images_of and predict raise.
@@ -58,8 +56,7 @@ async def embeddings(request: Request) -> Response:
     await inference_allowed(request)
     if runtime_of(request).draining:
         raise DrainingError
-    settings = parts_of(request).settings
-    asked = await parse_object(request, await read_body(request, settings))
+    asked = await parse_object(request, await read_body(request))
     name = asked.get("model")
     if not isinstance(name, str | None):
         raise InvalidInputError("model: it must be the name of a model.")
@@ -70,18 +67,17 @@ async def embeddings(request: Request) -> Response:
     _option(asked, ("dimensions",), (upload.model.feature_dimensions, 0))
     # NIM's clients may send a list.
     _option(asked, ("modality",), ("image", ["image"]))
-    images = await images_of(request, settings, _texts_of_images(asked))
+    images = await images_of(request, _texts_of_images(asked))
     answer, predictions = await predict(upload, images, InferenceRequest("features"))
-    vectors = [unit_vector(each.features) if normalize else each.features for each in predictions]
+    vectors = [scaled(each.features, normalize=bool(normalize)) for each in predictions]
     embedded = [base64_of(vector) if encoding == "base64" else vector.tolist() for vector in vectors]
-    body = {
+    return {
         "object": "list",
         "model": answer.model if name is None else name,
         "data": [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(embedded)],
         "usage": {"prompt_tokens": 0, "total_tokens": 0},
         "system_fingerprint": answer.fingerprint,
     }
-    return Response(to_json(body), media_type="application/json")
 
 
 router.add_api_route("/v1/embeddings", embeddings, methods=["POST"], tags=[IMAGES])

@@ -12,7 +12,7 @@ from app.api.contracts.tensors import BYTES, join_elements
 from app.api.contracts.views import View
 from app.http.problems import InvalidInputError
 from models.interface.request import InferenceRequest
-from models.interface.results import ModelCard, Prediction, ScoredClass
+from models.interface.results import Prediction
 
 PROBABILITIES = "probabilities"
 FEATURES = "features"
@@ -49,14 +49,9 @@ class OutputTensor:
         return numbers
 
 
-def output_names(model: ModelCard) -> list[str]:
-    """Return the names of all outputs of `model`."""
-    return [PROBABILITIES, FEATURES] if model.classes else [FEATURES]
-
-
 def chosen_outputs(wanted: Sequence[WantedOutput], view: View) -> list[WantedOutput]:
     """Return the outputs of an answer: those `wanted`, or else the view's. Raises InvalidInputError."""
-    known = output_names(view.model)
+    known = [PROBABILITIES, FEATURES] if view.model.classes else [FEATURES]
     names = [output.name for output in wanted]
     if not set(names) <= set(known) or len(set(names)) < len(names):
         stated = ", ".join(name[:40] for name in names[: len(known) + 1])
@@ -84,14 +79,14 @@ def output_tensors(outputs: Sequence[WantedOutput], predictions: Sequence[Predic
 
 def _tensor(output: WantedOutput, predictions: Sequence[Prediction]) -> OutputTensor:
     if output.classification:
-        texts = [_class_text(scored) for found in predictions for scored in found.classes]
+        texts = [
+            f"{scored.probability:f}:{scored.index}:{scored.label}".encode()
+            for found in predictions
+            for scored in found.classes
+        ]
         return OutputTensor(output.name, BYTES, (len(predictions), len(texts) // len(predictions)), texts)
     if output.name == FEATURES:
         rows = np.stack([found.features for found in predictions])
     else:
         rows = np.stack([found.all_probabilities for found in predictions if found.all_probabilities is not None])
     return OutputTensor(output.name, "FP32", (rows.shape[0], rows.shape[1]), rows)
-
-
-def _class_text(scored: ScoredClass) -> bytes:
-    return f"{scored.probability:f}:{scored.index}:{scored.label}".encode()

@@ -12,17 +12,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi import Request
-from pydantic_core import to_json
 from starlette.responses import Response
 
-from app.api.contracts.contract_route import IMAGES, contract_router
-from app.api.contracts.prediction import DEFAULT_TOP_K, parameters_of, predict, top_k_of, upload_for
-from app.api.contracts.views import check_version, model_of, split_path, view_of
-from app.api.dependencies import card_named, check_ready, inference_allowed, parts_of, runtime_of
+from app.api.contracts.adapter import (
+    DEFAULT_TOP_K,
+    IMAGES,
+    contract_router,
+    parameters_of,
+    predict,
+    top_k_of,
+    upload_for,
+)
+from app.api.contracts.views import split_path, view_named
+from app.api.dependencies import check_ready, inference_allowed, parts_of, runtime_of
 from app.api.error_responses import request_problem
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
-from app.http.contract import Contract, json_errors
+from app.http.contract import Contract, json_errors, text_error
 from app.http.problems import TABLE, InvalidInputError, NotReadyError, Row, UnknownVersionError
 from models.interface.errors import ImageTooLargeError, UnknownModelError
 from models.interface.request import InferenceRequest
@@ -72,17 +78,15 @@ def _torchserve_error(status: int, row: Row, message: str) -> object:
     return {"code": status, "type": kind, "message": message}
 
 
-_text_errors = json_errors(lambda _status, _row, message: {"error": message})
-
 _torchserve = contract_router(Contract("torchserve", json_errors(_torchserve_error)))
-_kserve = contract_router(Contract("kserve_v1", _text_errors))
-_sagemaker = contract_router(Contract("sagemaker", _text_errors))
+_kserve = contract_router(Contract("kserve_v1", json_errors(text_error)))
+_sagemaker = contract_router(Contract("sagemaker", json_errors(text_error)))
 routers = (_torchserve, _kserve, _sagemaker)
 
 
 # PUT is what `curl -T file` sends.
 @_torchserve.api_route("/predictions/{name:path}", methods=["POST", "PUT"], tags=[IMAGES])
-async def torchserve_predictions(request: Request, name: str) -> Response:
+async def torchserve_predictions(request: Request, name: str) -> object:
     """Answer MODEL or MODEL/VERSION."""
     model, version = split_path(runtime_of(request).cards, name)
     try:
@@ -92,20 +96,20 @@ async def torchserve_predictions(request: Request, name: str) -> Response:
 
 
 @_torchserve.get("/ping")
-async def ping(request: Request) -> Response:
+async def ping(request: Request) -> object:
     """The health check of TorchServe and of SageMaker."""
     check_ready(request)
-    return _json({"status": "Healthy"})
+    return {"status": "Healthy"}
 
 
 @_torchserve.get("/models")
-async def torchserve_models(request: Request) -> Response:
+async def torchserve_models(request: Request) -> object:
     await inference_allowed(request)
-    return _json({"models": [{"modelName": name, "modelUrl": name} for name in runtime_of(request).cards]})
+    return {"models": [{"modelName": name, "modelUrl": name} for name in runtime_of(request).cards]}
 
 
 @_torchserve.get("/models/{name:path}")
-async def torchserve_model(request: Request, name: str) -> Response:
+async def torchserve_model(request: Request, name: str) -> object:
     """Describe MODEL or MODEL/VERSION."""
     await inference_allowed(request)
     model, version = split_path(runtime_of(request).cards, name)
@@ -113,25 +117,23 @@ async def torchserve_model(request: Request, name: str) -> Response:
         described = await _description(request, model, version)
     except UnknownModelError:
         return _not_found(request, model)
-    return _json([described])
+    return [described]
 
 
 @_kserve.post("/v1/models/{name:path}:predict", tags=[IMAGES])
-async def kserve_predict(request: Request, name: str) -> Response:
+async def kserve_predict(request: Request, name: str) -> object:
     """Answer MODEL or MODEL/versions/VERSION. The last `:predict` of the path counts."""
     model, version = split_path(runtime_of(request).cards, name)
     return await _answer(request, model, version.removeprefix("versions/") or None, form="predictions")
 
 
 @_sagemaker.post("/invocations", tags=[IMAGES])
-async def invocations(request: Request) -> Response:
+async def invocations(request: Request) -> object:
     """SageMaker passes a query on, and few headers."""
     return await _answer(request, request.query_params.get("model"), form="predictions")
 
 
-async def _answer(
-    request: Request, name: str | None, version: str | None = None, form: _Form | None = None
-) -> Response:
+async def _answer(request: Request, name: str | None, version: str | None = None, form: _Form | None = None) -> object:
     """Return the predictions of the images in the body. `form` is that of the answer; None leaves it to the body.
 
     Raises what upload_for, read_json_or_images, images_of and predict raise.
@@ -146,19 +148,18 @@ async def _answer(
         predictions = [_scores(prediction) for prediction in found]
     form = form or sent.form
     if form == "predictions":
-        return _json({"predictions": predictions})
-    return _json(predictions[0] if form == "one" else predictions)
+        return {"predictions": predictions}
+    return predictions[0] if form == "one" else predictions
 
 
 async def _read(request: Request) -> _Sent:
-    settings = parts_of(request).settings
-    received = await read_json_or_images(request, settings)
+    received = await read_json_or_images(request)
     if received.json is None:
         return _Sent(received.files, DEFAULT_TOP_K, "one" if len(received.files) == 1 else "list")
     body = await parse_object(request, received.json)
     top_k = top_k_of(parameters_of(body))
     instances, form = _instances(body)
-    images = await images_of(request, settings, [_image_in(instance) for instance in instances])
+    images = await images_of(request, [_image_in(instance) for instance in instances])
     return _Sent(images, top_k, form)
 
 
@@ -201,10 +202,8 @@ def _scores(prediction: Prediction) -> dict[str, float]:
 async def _description(request: Request, name: str, version: str) -> dict[str, Any]:
     """Return TorchServe's description of a view. Raises UnknownModelError, UnknownVersionError."""
     runtime, parts = runtime_of(request), parts_of(request)
-    card = card_named(runtime, model_of(name))
-    view = view_of(card, name)
-    if version:
-        check_version(card, version)
+    view = view_named(runtime, name, version or None)
+    card = view.model
     # Of each device. HTTP workers know of them what the metrics have.
     numbers: defaultdict[str, list[float]] = defaultdict(list)
     for sample in await parts.scraped.samples_of_models():
@@ -232,7 +231,3 @@ async def _description(request: Request, name: str, version: str) -> dict[str, A
 def _not_found(request: Request, name: str) -> Response:
     """Return TorchServe's answer for an unknown model, word for word."""
     return request_problem(request, TABLE[UnknownModelError], f"Model not found: {name[:_MAX_NAME_CHARACTERS]}")
-
-
-def _json(body: object) -> Response:
-    return Response(to_json(body), media_type="application/json")

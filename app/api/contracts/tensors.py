@@ -1,4 +1,4 @@
-"""The tensors of the Open Inference Protocol: the images in their bytes or numbers. Pure: no request, no I/O.
+"""The images in an input of the Open Inference Protocol, over REST and gRPC: in the bytes or numbers of a tensor.
 
 Numbers and sizes that a client states are compared with what it sent before anything is allocated. Binary tensors are
 little-endian and row-major; their images are views of the body.
@@ -15,10 +15,17 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from fastapi import Request
 from numpy.typing import NDArray
 
+from app.api.contracts.views import View
+from app.api.dependencies import settings_of
+from app.api.json_images import images_of
+from app.api.off_loop import off_loop
 from app.http.problems import InvalidInputError, NoImagesError, TooManyImagesError
-from models.interface.request import ReadyPixels
+from app.observability.request_record import record_of
+from models.interface.errors import ImageTooLargeError
+from models.interface.request import Image, ReadyPixels
 
 MAX_DIMENSIONS = 8
 MAX_DIMENSION = 2**31
@@ -68,6 +75,36 @@ class Tensor:
     datatype: str
     shape: Sequence[int]
     contents: memoryview | NDArray[Any] | Sequence[bytes]
+
+
+async def images_of_input(request: Request, view: View, tensor: Tensor) -> Sequence[Image | ImageTooLargeError]:
+    """Return the images in `tensor`, in order. Raises what images_of_tensor and images_of raise."""
+    limit = settings_of(request).max_images_per_request
+    found = images_of_tensor(tensor, view.model.input_size, normalized=view.input != "pixels", limit=limit)
+    pixels = [image for image in found if isinstance(image, ReadyPixels)]
+    return pixels or await files_of(request, [file for file in found if isinstance(file, memoryview)])
+
+
+async def files_of(request: Request, elements: Sequence[memoryview]) -> list[bytes | ImageTooLargeError]:
+    """Return the file in each element. One that is base64 or a data URI is decoded. Raises what images_of raises."""
+    size_bytes, limit_bytes = sum(map(len, elements)), settings_of(request).max_image_bytes
+    record_of(request.scope).reserve_held_bytes(size_bytes)
+    # Bytes that are not ASCII remain faults of their base64.
+    texts = await off_loop(size_bytes, lambda: [str(each, "latin-1") for each in elements if is_text(each)])
+    decoded: Iterator[bytes | ImageTooLargeError] = iter(())
+    if texts:
+        decoded = iter(await images_of(request, texts))
+    return await off_loop(
+        size_bytes,
+        lambda: [
+            next(decoded)
+            if is_text(element)
+            else ImageTooLargeError(limit_bytes)
+            if len(element) > limit_bytes
+            else bytes(element)
+            for element in elements
+        ],
+    )
 
 
 def count_images(datatype: str, shape: Sequence[int], side: int, limit: int) -> int:

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from app.api.dependencies import card_named
 from app.http.problems import UnknownVersionError
 from models.interface.errors import UnknownModelError
 from models.interface.results import ModelCard
+from models.interface.runtime import Runtime
 
 # Encoded files, pixels of 0..255, or pixels normalized as the network takes them.
 Input = Literal["files", "pixels", "tensor"]
@@ -53,6 +55,14 @@ def view_of(model: ModelCard, name: str | None = None) -> View:
         raise UnknownModelError(name, view_names(model))
     output: Output = "features" if _FEATURES in words or not model.classes else "probabilities"
     return View(name, model, inputs[0] if inputs else "files", output)
+
+
+def view_named(runtime: Runtime, name: str, version: str | None = None) -> View:
+    """Return the view of that name. Raises UnknownModelError, UnknownVersionError."""
+    view = view_of(card_named(runtime, model_of(name)), name)
+    if version is not None:
+        check_version(view.model, version)
+    return view
 
 
 def view_names(model: ModelCard) -> list[str]:

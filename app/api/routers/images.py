@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app.api.api_route import ImageRoute
 from app.api.dependencies import ImageUpload, Upload, accepts
 from app.api.error_responses import error_response
-from app.api.inference import CLASSIFY, FEATURES, IMAGE_BODY, PREDICT, infer, result_bodies
+from app.api.inference import CLASSIFY, FEATURES, IMAGE_BODY, PREDICT, base64_of, infer, result_bodies, scaled
 from app.api.openapi import responses
 from app.api.schemas import (
     Classification,
@@ -26,7 +26,6 @@ from app.api.schemas import (
     ModelOutputs,
     Prediction,
 )
-from app.api.vectors import base64_of, unit_vector
 from models.interface.errors import ImageError, NoClassesError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, ModelCard
@@ -94,7 +93,7 @@ async def features(
         dimensions=answer.dimensions,
         shape=list(answer.shape),
         results=result_bodies(
-            upload, answer, lambda result: _features(_scaled(result.features, normalize=normalize), encoding)
+            upload, answer, lambda result: _features(scaled(result.features, normalize=normalize), encoding)
         ),
     )
 
@@ -147,8 +146,8 @@ async def predict(
     def outputs_of(predicted: Predicted) -> ImageOutputs:
         vector: str | list[float] | None = None
         if "features" in wanted:
-            scaled = _scaled(predicted.features, normalize=normalize)
-            vector = base64_of(scaled) if encoding == "base64" else scaled.tolist()
+            numbers = scaled(predicted.features, normalize=normalize)
+            vector = base64_of(numbers) if encoding == "base64" else numbers.tolist()
         return ImageOutputs(predictions=_classes(predicted) if with_classes else None, features=vector)
 
     return ModelOutputs(
@@ -198,7 +197,7 @@ def _numpy_file(
     for result in answer.results:
         if isinstance(result, ImageError):
             # Not raised: the traceback would hold this frame, and so the answer that holds the error.
-            return error_response(upload.request, upload.metrics, result)
+            return error_response(upload.request, result)
         results.append(result)
     headers = {
         "X-Gradless-Model": answer.model,
@@ -210,8 +209,4 @@ def _numpy_file(
 
 def _stacked(results: Sequence[Predicted], *, normalize: bool) -> NDArray[np.float32]:
     """Return the vectors of `results`, (N, D) float32."""
-    return np.stack([_scaled(result.features, normalize=normalize) for result in results])
-
-
-def _scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
-    return unit_vector(vector) if normalize else vector
+    return np.stack([scaled(result.features, normalize=normalize) for result in results])

@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.api_route import ApiRoute
-from app.api.dependencies import TheRuntime, accepts, card_named, debug_allowed, parts_of
+from app.api.dependencies import TheRuntime, accepts, card_named, debug_allowed
 from app.api.error_responses import event_problem
 from app.api.openapi import image_content, responses
 from app.api.schemas import GradModes, GradModesQuery, GradModesRequest, Progress
@@ -88,16 +88,15 @@ async def _read(
 ) -> tuple[str, ComparisonOptions, bytes | None]:
     """Return model, options and image of the request. Raises UnknownModelError, the errors of reading a body, and
     RequestValidationError for invalid JSON."""
-    settings = parts_of(request).settings
     # Checked before the body, so that a client with a wrong model name need not send it.
     card = card_named(runtime, query.model)
     content_type, _ = parse_options_header(request.headers.get("content-type"))
     if content_type == b"application/json":
-        stated = await read_json(request, GradModesRequest, timeout_s=settings.read_timeout_s)
+        stated = await read_json(request, GradModesRequest)
         if stated is not None:
             query = query.model_copy(update={name: getattr(stated, name) for name in stated.model_fields_set})
         return card_named(runtime, query.model).name, query.options(), None
-    images = await read_images(request, settings)
+    images = await read_images(request)
     if len(images) > 1:
         raise TooManyImagesError(1)
     image = images[0]
@@ -162,8 +161,7 @@ class ComparisonStream(StreamingResponse):
         try:
             report = GradModes.model_validate(_result(self._work))
         except Exception as error:  # noqa: BLE001 - the status has been sent: an event reports any error
-            problem = event_problem(self._request, parts_of(self._request).metrics, error)
-            yield format_sse_event(event="problem", data_str=problem)
+            yield format_sse_event(event="problem", data_str=event_problem(self._request, error))
         else:
             yield format_sse_event(event="report", data_str=report.model_dump_json())
 

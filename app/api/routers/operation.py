@@ -11,12 +11,11 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from app.api.api_route import ApiRoute
-from app.api.contracts.views import model_of, view_of
+from app.api.contracts.views import view_named
 from app.api.dependencies import (
     Parts,
     TheRuntime,
     admin_allowed,
-    card_named,
     check_ready,
     inference_allowed,
     metrics_allowed,
@@ -106,7 +105,7 @@ async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
 )
 async def describe_model(request: Request, runtime: TheRuntime, name: str) -> ModelDescription:
     """Describe one served model. The name may be that of a view, which is the answer's `id`."""
-    view = view_of(card_named(runtime, model_of(name)), name)
+    view = view_named(runtime, name)
     return _description(view.model, parts_of(request), view.name)
 
 
@@ -126,7 +125,7 @@ async def load_model(request: Request, response: Response, runtime: TheRuntime, 
     previous version answers its accepted requests and is unloaded before this request returns. Loading takes seconds or
     minutes and continues if the client disconnects. If it fails, the previous version keeps serving.
     """
-    stated = await read_json(request, ModelSource, timeout_s=parts_of(request).settings.read_timeout_s)
+    stated = await read_json(request, ModelSource)
     loaded = await runtime.load(name, None if stated is None else stated.source)
     response.status_code = 200 if loaded.replaced else 201
     return _description(loaded.card, parts_of(request))

@@ -23,27 +23,25 @@ _ACCEPT = {True: f"{_OPENMETRICS}; version=1.0.0", False: "text/plain"}
 
 def encode(metrics: Collector, accept: str) -> tuple[bytes, str]:
     """Return (body, content type): OpenMetrics if the Accept header asks for it, else the Prometheus text format."""
-    accept = _supported(accept)
-    encoder, content_type = choose_encoder(accept)
+    encoder, content_type = _encoder_for(accept)
     return encoder(metrics), content_type
 
 
 def content_type_for(accept: str) -> str:
     """Return the content type of the format that the Accept header asks for."""
-    return choose_encoder(_supported(accept))[1]
+    return _encoder_for(accept)[1]
+
+
+def _encoder_for(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):
+        # It names a version that is not a number.
+        return choose_encoder("")
 
 
 def _is_openmetrics(accept: str) -> bool:
     return content_type_for(accept).startswith(_OPENMETRICS)
-
-
-def _supported(accept: str) -> str:
-    """Return `accept`, or the default if it names a version that is not a number."""
-    try:
-        choose_encoder(accept)
-    except (TypeError, ValueError):
-        return ""
-    return accept
 
 
 class ModelSample(NamedTuple):

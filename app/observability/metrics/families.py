@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.samples import Exemplar
 
 from app.observability.metrics.counts import Key
+from models.interface.telemetry import InstanceId
 
 # Without it each counter and histogram has a second series, the time of its creation.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
-# Values of labels that are known only at run time: names of models, their devices, and routes, methods and statuses.
-MODELS: Final = None
-DEVICES: Final = None
-AT_RUN_TIME: Final = None
+# Labels of what a model does, and of what one of its instances does. Their values are known at run time.
+MODEL = ("model",)
+INSTANCE = InstanceId._fields
 
 Family = TypeVar("Family", Counter, Gauge, Histogram)
 
@@ -101,20 +101,20 @@ class Families:
         kind: type[Family],
         name: str,
         help_text: str,
+        labels: Sequence[str] = (),
         buckets: Sequence[float] | None = None,
-        **labels: Sequence[str] | None,
+        **known: Sequence[str],
     ) -> Series[Family]:
-        """Register a family. `labels` has the values of each label, or None where they are known only at run time:
-        MODELS, DEVICES or AT_RUN_TIME."""
+        """Register a family. The values of `labels` (MODEL, INSTANCE or others) are known only at run time; `known` are
+        the labels after these and their values."""
         options: dict[str, Any] = {} if buckets is None else {"buckets": buckets}
-        family = kind(name, help_text, tuple(labels), registry=self._registry, **options)
+        family = kind(name, help_text, (*labels, *known), registry=self._registry, **options)
         series = Series(family)
-        known = [values for values in labels.values() if values is not None]
         if "model" in labels:
             series = Series(family, kind(name, help_text, registry=None, **options))
-            (self._per_instance if "device" in labels else self._per_model).append((series, known))
-        elif len(known) == len(labels):
-            for values in product(*known):
+            (self._per_instance if "device" in labels else self._per_model).append((series, list(known.values())))
+        elif not labels:
+            for values in product(*known.values()):
                 series.create(*values)
         self._by_name[family._name] = series  # noqa: SLF001 - the name that keys of shared counts have
         return series

@@ -10,7 +10,7 @@ from typing import Final, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from app.observability.metrics.families import DEVICES, MODELS, SECONDS, Families
+from app.observability.metrics.families import INSTANCE, MODEL, SECONDS, Families
 from gradless.records import ARMS, Comparison
 from models.interface.telemetry import (
     BatchReport,
@@ -46,7 +46,7 @@ class InferenceMetrics(Telemetry):
             Counter,
             "gradless_images_total",
             "Images by outcome, each counted once: those received completely, and those refused at their headers.",
-            model=MODELS,
+            MODEL,
             task=get_args(Task),
             outcome=get_args(Outcome),
         )
@@ -55,45 +55,25 @@ class InferenceMetrics(Telemetry):
             "gradless_stage_duration_seconds",
             "Time in each stage: read and respond per request, the other stages per image. queue and forward have a "
             "device.",
+            INSTANCE,
             SECONDS,
-            model=MODELS,
-            device=DEVICES,
             stage=_STAGES_OF_INSTANCES,
         )
-        self._batch_size = declare(
-            Histogram, "gradless_batch_size", "Images per forward.", _SIZES, model=MODELS, device=DEVICES
-        )
+        self._batch_size = declare(Histogram, "gradless_batch_size", "Images per forward.", INSTANCE, _SIZES)
         self._batches = declare(
-            Counter,
-            "gradless_batches_total",
-            "Batches by what started them.",
-            model=MODELS,
-            device=DEVICES,
-            trigger=get_args(Trigger),
+            Counter, "gradless_batches_total", "Batches by what started them.", INSTANCE, trigger=get_args(Trigger)
         )
         self._last_batch = declare(
-            Gauge, "gradless_last_batch_timestamp_seconds", "Unix time of a model's last batch; 0: none.", model=MODELS
+            Gauge, "gradless_last_batch_timestamp_seconds", "Unix time of a model's last batch; 0: none.", MODEL
         )
         self._busy_seconds = declare(
-            Counter,
-            "gradless_forward_busy_seconds_total",
-            "Time during which a forward was running.",
-            model=MODELS,
-            device=DEVICES,
+            Counter, "gradless_forward_busy_seconds_total", "Time during which a forward was running.", INSTANCE
         )
         self._out_of_memory = declare(
-            Counter,
-            "gradless_out_of_memory_total",
-            "Forwards that ran out of device memory.",
-            model=MODELS,
-            device=DEVICES,
+            Counter, "gradless_out_of_memory_total", "Forwards that ran out of device memory.", INSTANCE
         )
         self._splits = declare(
-            Counter,
-            "gradless_batch_splits_total",
-            "Batches split in two after running out of memory.",
-            model=MODELS,
-            device=DEVICES,
+            Counter, "gradless_batch_splits_total", "Batches split in two after running out of memory.", INSTANCE
         )
         self._stale_messages = declare(
             Counter,
@@ -102,54 +82,35 @@ class InferenceMetrics(Telemetry):
             message=get_args(StaleMessage),
         )
         self._replacements = declare(
-            Counter,
-            "gradless_model_replacements_total",
-            "Models restarted because they stopped working.",
-            model=MODELS,
+            Counter, "gradless_model_replacements_total", "Models restarted because they stopped working.", MODEL
         )
         self._loads = declare(
             Counter,
             "gradless_model_loads_total",
             "Loads of models and of new versions of them, by outcome.",
-            model=MODELS,
+            MODEL,
             outcome=("ok", "failed"),
         )
         self._cancelled = declare(
             Counter,
             "gradless_cancelled_total",
             "Images cancelled by a disconnect or their deadline, by the stage they were in.",
-            model=MODELS,
+            MODEL,
             stage=get_args(Stage),
         )
         self._saved_seconds = declare(
             Counter,
             "gradless_saved_device_seconds_total",
             "Forward time saved by images cancelled before their forward began.",
-            model=MODELS,
+            MODEL,
         )
-        self._arm_seconds = declare(
-            Gauge,
-            "gradless_forward_seconds",
-            "Median forward time in the last comparison, by arm.",
-            model=MODELS,
-            device=DEVICES,
-            mode=ARMS,
-        )
-        self._arm_peak = declare(
-            Gauge,
-            "gradless_forward_peak_bytes",
-            "Peak bytes allocated by a forward in the last comparison, by arm.",
-            model=MODELS,
-            device=DEVICES,
-            mode=ARMS,
-        )
-        self._arm_retained = declare(
-            Gauge,
-            "gradless_forward_retained_bytes",
-            "Bytes that a forward kept for a backward pass in the last comparison, by arm.",
-            model=MODELS,
-            device=DEVICES,
-            mode=ARMS,
+        self._arm_seconds, self._arm_peak, self._arm_retained = (
+            declare(Gauge, name, f"{what} in the last comparison, by arm.", INSTANCE, mode=ARMS)
+            for name, what in (
+                ("gradless_forward_seconds", "Median forward time"),
+                ("gradless_forward_peak_bytes", "Peak bytes allocated by a forward"),
+                ("gradless_forward_retained_bytes", "Bytes that a forward kept for a backward pass"),
+            )
         )
         self._loads.create(_NOT_SERVED, "failed")
 

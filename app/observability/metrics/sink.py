@@ -12,7 +12,7 @@ from app.http.problems import Reason, Row
 from app.observability.metrics.collectors import Processes, RuntimeCollector
 from app.observability.metrics.counts import CountsReader
 from app.observability.metrics.exposition import encode
-from app.observability.metrics.families import AT_RUN_TIME, MODELS, SECONDS, Families
+from app.observability.metrics.families import MODEL, SECONDS, Families
 from app.observability.metrics.inference import NO_DEVICE, InferenceMetrics
 from app.process.log_writer import DropReason
 from app.process.logs import dropped_lines
@@ -25,6 +25,7 @@ Answered = Literal["ok", "failed"]
 WorkerEnd = Literal["ended", "unresponsive"]
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_REQUEST = ("route", "method", "code", "contract")
 # Route and method of requests that match no route of the API: its documentation, and unknown paths.
 _OTHER = "other"
 
@@ -39,37 +40,28 @@ class Metrics(InferenceMetrics):
         super().__init__(Families(self._registry))
         declare = self._families.declare
         self._requests = declare(
-            Counter,
-            "gradless_requests_total",
-            "HTTP requests by route, method, status and protocol.",
-            route=AT_RUN_TIME,
-            method=AT_RUN_TIME,
-            code=AT_RUN_TIME,
-            contract=AT_RUN_TIME,
+            Counter, "gradless_requests_total", "HTTP requests by route, method, status and protocol.", _REQUEST
         )
         # By class of status, 2xx: a histogram per status would double the number of series.
         self._request_seconds = declare(
             Histogram,
             "gradless_request_duration_seconds",
             "Time from a request's first byte to the last byte of its response.",
+            _REQUEST,
             SECONDS,
-            route=AT_RUN_TIME,
-            method=AT_RUN_TIME,
-            code=AT_RUN_TIME,
-            contract=AT_RUN_TIME,
         )
         self._model_requests = declare(
             Counter,
             "gradless_model_requests_total",
             "Requests whose images reached a model, by whether they were answered.",
-            model=MODELS,
+            MODEL,
             outcome=get_args(Answered),
         )
         self._model_request_seconds = declare(
             Counter,
             "gradless_model_request_seconds_total",
             "Time of the requests whose images reached a model.",
-            model=MODELS,
+            MODEL,
             outcome=get_args(Answered),
         )
         self._rejected = declare(
@@ -158,8 +150,7 @@ class Metrics(InferenceMetrics):
     def refused_by_connection(self, row: Row, seconds: float | None) -> None:
         """Count bytes that never became a request, refused `seconds` after the first. They count as a request without
         route and method. `seconds` None: they had become a request, which is counted when it ends."""
-        if row.reason is not None:
-            self.rejected(row.reason)
+        self.rejected(row.reason)
         if seconds is not None:
             self.request_done(None, _OTHER, row.status, seconds, None)
 
@@ -172,8 +163,10 @@ class Metrics(InferenceMetrics):
         self._model_requests[model, outcome].inc()
         self._model_request_seconds[model, outcome].inc(seconds)
 
-    def rejected(self, reason: Reason) -> None:
-        self._rejected[reason,].inc()
+    def rejected(self, reason: Reason | None) -> None:
+        """Count a refusal. None: the error is none."""
+        if reason is not None:
+            self._rejected[reason,].inc()
 
     def worker_replaced(self, why: WorkerEnd) -> None:
         """Count an HTTP worker that is restarted."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -45,17 +44,6 @@ async def test_a_top_k_above_the_number_of_classes_returns_all(client: httpx2.As
     predictions = answer.json()["results"][0]["predictions"]
     assert len(predictions) == 10
     assert sum(found["probability"] for found in predictions) == pytest.approx(1)
-
-
-async def test_a_feature_vector_is_the_same_in_every_encoding(client: httpx2.AsyncClient, clock_png: bytes) -> None:
-    plain = await client.post("/v1/features", content=clock_png)
-    encoded = await client.post("/v1/features", params={"encoding": "base64"}, content=clock_png)
-    numpy_file = await client.post("/v1/features", headers={"Accept": "application/x-npy"}, content=clock_png)
-    vector = np.array(plain.json()["results"][0]["features"], dtype=np.float32)
-    assert plain.json()["dimensions"] == len(vector) == 16
-    assert np.array_equal(np.frombuffer(base64.b64decode(encoded.json()["results"][0]["features"]), "<f4"), vector)
-    assert np.array_equal(np.load(io.BytesIO(numpy_file.content)), vector[None])
-    assert numpy_file.headers["X-Gradless-Fingerprint"] == plain.json()["fingerprint"]
 
 
 async def test_classes_and_features_of_one_forward_are_those_of_two(

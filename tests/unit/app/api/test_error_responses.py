@@ -71,13 +71,6 @@ async def test_a_refusal_of_the_runtime_is_a_problem_of_its_own_type(
     assert body["request_id"] == response.headers["x-request-id"]
 
 
-async def test_a_429_has_a_retry_after_header(serve: Serve) -> None:
-    async with serve(_raising(errors.OverloadedError(8, 2.1))) as client:
-        response = await client.post("/v1/classify", content=b"image")
-
-    assert response.headers["retry-after"] == "3"
-
-
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
 @pytest.mark.parametrize(("error", "status", "slug"), _IMAGE_FAULTS, ids=_name)
 async def test_the_error_of_a_single_image_is_the_error_of_the_request(
@@ -155,11 +148,3 @@ async def test_an_application_that_failed_once_answers_the_next_request(
         statuses = [(await client.post("/v1/classify", content=b"image")).status_code for _ in range(2)]
 
     assert statuses == [500, 200]
-
-
-async def test_a_second_comparison_is_refused_while_one_runs(serve: Serve) -> None:
-    async with serve(_raising(errors.ComparisonRunningError())) as client:
-        response = await client.post("/debug/grad-modes")
-
-    assert response.status_code == 409
-    assert response.json()["type"] == "urn:gradless:problem:comparison-running"

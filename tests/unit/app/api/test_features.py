@@ -47,13 +47,6 @@ async def test_features_are_numbers_with_the_name_of_their_model(serve: Serve, t
     assert np.array_equal(found, np.array(_VECTORS, dtype=np.float32))
 
 
-async def test_features_in_base64_are_bit_identical(serve: Serve, three_vectors: Predict) -> None:
-    async with serve({"predict": three_vectors}) as client:
-        body = (await client.post("/v1/features?encoding=base64", content=b"image")).json()
-
-    assert np.array_equal(_decoded(body["results"]), np.array(_VECTORS, dtype=np.float32))
-
-
 async def test_features_as_a_numpy_file_are_a_float32_array_with_the_model_in_its_headers(
     serve: Serve, three_vectors: Predict
 ) -> None:
@@ -120,14 +113,6 @@ async def test_an_invalid_image_fails_the_request_for_a_numpy_file(
 
     assert response.status_code == 422
     assert response.json()["type"] == "urn:gradless:problem:empty-image"
-
-
-@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/*"])
-async def test_a_client_that_does_not_accept_a_numpy_file_gets_json(serve: Serve, accept: str) -> None:
-    async with serve() as client:
-        response = await client.post("/v1/features", content=b"image", headers={"Accept": accept})
-
-    assert response.headers["content-type"] == "application/json"
 
 
 async def test_each_image_has_a_list_of_classes_most_probable_first(

@@ -192,20 +192,6 @@ def test_a_few_fields_are_ignored_and_too_many_are_refused() -> None:
         _read(_body(*few, (_FIELD, b""), (_FILE, b"image")))
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        b"X-Long: " + b"a" * 100_000,
-        b"\r\n".join(b"X-%d: a" % number for number in range(5000)),
-        b"X" * 100_000 + b": a",
-    ],
-    ids=["a long value", "many headers", "a long name"],
-)
-def test_endless_headers_are_refused_and_discarded(headers: bytes) -> None:
-    with pytest.raises(MalformedMultipartError):
-        _read(_body((headers + b"\r\n" + _FILE, b"image")))
-
-
 def test_a_long_header_is_refused_even_if_it_is_received_byte_by_byte() -> None:
     endless = b"--%b\r\nX-Long: " % _BOUNDARY + b"a" * 50_000
 
@@ -213,7 +199,11 @@ def test_a_long_header_is_refused_even_if_it_is_received_byte_by_byte() -> None:
         _read(*(bytes([byte]) for byte in endless))
 
 
-@pytest.mark.parametrize("header", [b"X-Long: " + b"x" * 9000, b"\r\n".join([b"X-More: " + b"x" * 90] * 100)])
+@pytest.mark.parametrize(
+    "header",
+    [b"X-Long: " + b"x" * 9000, b"X" * 9000 + b": long", b"\r\n".join([b"X-More: " + b"x" * 90] * 100)],
+    ids=["a long value", "a long name", "many headers"],
+)
 def test_the_headers_of_a_part_have_a_limit(header: bytes) -> None:
     with pytest.raises(MalformedMultipartError, match="Maximum header"):
         _read(_body((_FILE + b"\r\n" + header, b"image")))

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
-from fastapi import FastAPI
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
 from app.main import create_app
 from app.settings import Settings
@@ -41,16 +39,6 @@ async def test_an_application_is_alive_even_if_it_is_not_ready(serve: Serve) -> 
         response = await client.get("/healthz")
 
     assert (response.status_code, response.json()) == (200, {"status": "alive"})
-
-
-async def test_a_scraper_that_accepts_openmetrics_gets_it(serve: Serve) -> None:
-    async with serve() as client:
-        plain = await client.get("/metrics")
-        fancy = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
-
-    assert plain.headers["content-type"].startswith("text/plain")
-    assert fancy.headers["content-type"].startswith("application/openmetrics-text")
-    assert "gradless_queue_depth" in {family.name for family in openmetrics_families(fancy.text)}
 
 
 async def test_models_are_listed_default_first_and_described_by_name(serve: Serve) -> None:
@@ -91,14 +79,6 @@ async def test_a_model_name_with_a_slash_is_described(serve: Serve, clock_png: b
     assert 'route="/v1/models/{name}"' in metrics
     assert 'model="timm/a"' in metrics
     assert "timm/b" not in metrics
-
-
-async def test_the_openapi_document_and_its_page_are_served(serve: Serve) -> None:
-    async with serve() as client:
-        documents = await client.get("/docs")
-
-    assert documents.status_code == 200
-    assert documents.headers["content-type"] == "text/html; charset=utf-8"
 
 
 async def test_the_runtime_is_closed_within_the_drain_timeout(
@@ -143,22 +123,3 @@ async def test_models_that_cannot_be_served_stop_the_start() -> None:
         async with app.router.lifespan_context(app):
             pytest.fail("it started")
     assert isinstance(app.state.parts.start_error, WarmUpError)
-
-
-async def test_two_applications_in_one_process_do_not_share_their_counts(
-    application: Callable[..., FastAPI],
-) -> None:
-    texts = []
-    for requests in (2, 0):
-        app = application()
-        transport = httpx2.ASGITransport(app)
-        async with (
-            app.router.lifespan_context(app),
-            httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
-        ):
-            for _ in range(requests):
-                await client.get("/healthz")
-            texts.append((await client.get("/metrics")).text)
-
-    series = 'gradless_requests_total{code="200",contract="native",method="GET",route="/healthz"} 2.0'
-    assert [series in text for text in texts] == [True, False]

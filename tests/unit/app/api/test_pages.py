@@ -98,34 +98,23 @@ async def test_an_unchanged_file_is_not_sent_again(serve: Serve) -> None:
     assert first.headers["cache-control"] == "no-cache"
 
 
-@pytest.mark.parametrize("name", ["none.js", "..%2Fserver.py", "%2e%2e/server.py", "", "index.htm"])
-async def test_an_unknown_file_of_the_page_is_a_problem(serve: Serve, name: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(f"/page/{name}" for name in ("none.js", "..%2Fserver.py", "%2e%2e/server.py", "", "index.htm")),
+        *("/docs/redoc.standalone.js", "/docs/..%2Fcore.py", "/static-offline-docs/favicon.png", "/samples/cat.jpg"),
+    ],
+)
+async def test_an_unknown_file_of_the_page_is_a_problem(serve: Serve, path: str) -> None:
     async with serve() as client:
-        answer = await client.get(f"/page/{name}")
+        answer = await client.get(path)
 
     assert answer.status_code == 404
     assert answer.json()["type"] == "urn:gradless:problem:not-found"
 
 
-@pytest.mark.parametrize(
-    "path", ["/docs/redoc.standalone.js", "/docs/..%2Fcore.py", "/static-offline-docs/favicon.png"]
-)
-async def test_an_unknown_file_of_the_documentation_is_a_problem(serve: Serve, path: str) -> None:
-    async with serve() as client:
-        answer = await client.get(path)
-
-    assert (answer.status_code, answer.json()["type"]) == (404, "urn:gradless:problem:not-found")
-
-
 async def test_no_route_leads_to_a_directory(application: Callable[..., FastAPI]) -> None:
     assert not [route for route in application({}).routes if isinstance(route, Mount)]
-
-
-async def test_a_head_request_is_answered_without_a_body(serve: Serve) -> None:
-    async with serve() as client:
-        answer = await client.head("/")
-
-    assert (answer.status_code, answer.content) == (200, b"")
 
 
 @pytest.mark.parametrize("sample", get_args(Sample))
@@ -138,13 +127,6 @@ async def test_a_sample_is_the_image_that_the_command_draws(serve: Serve, sample
     assert (picture.format, picture.size) == ("JPEG", draw(sample).size)
     assert max(Image.open(BytesIO(thumbnail.content)).size) < 120
     assert len(thumbnail.content) < 8_000
-
-
-async def test_an_unknown_sample_is_a_problem(serve: Serve) -> None:
-    async with serve() as client:
-        answer = await client.get("/samples/cat.jpg")
-
-    assert (answer.status_code, answer.json()["type"]) == (404, "urn:gradless:problem:not-found")
 
 
 async def test_the_page_and_its_samples_are_not_in_the_openapi_document(serve: Serve) -> None:

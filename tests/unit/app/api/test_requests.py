@@ -55,13 +55,6 @@ async def test_a_request_for_an_unknown_path_or_method_is_a_problem(
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
-async def test_a_405_names_the_allowed_methods(serve: Serve) -> None:
-    async with serve() as client:
-        response = await client.get("/v1/classify")
-
-    assert response.headers["allow"] == "POST"
-
-
 async def test_an_invalid_parameter_is_named_with_its_allowed_values(serve: Serve) -> None:
     async with serve() as client:
         response = await client.post("/v1/classify?top_k=0", content=b"image")
@@ -70,17 +63,31 @@ async def test_an_invalid_parameter_is_named_with_its_allowed_values(serve: Serv
     assert "1" in response.json()["detail"]
 
 
-async def test_an_unknown_model_is_refused_before_its_image_is_read(
-    application: Callable[..., FastAPI], exchange: Exchange
+@pytest.mark.parametrize(
+    ("runtime", "settings", "query", "status"),
+    [
+        ({}, {}, b"model=other", 404),
+        ({"ready": False}, {}, b"", 503),
+        ({}, {"api_keys": "a-key-for-inference-0001"}, b"", 401),
+    ],
+    ids=["an unknown model", "a runtime that drains", "no key"],
+)
+async def test_a_request_is_refused_before_its_image_is_read(
+    application: Callable[..., FastAPI],
+    exchange: Exchange,
+    runtime: dict[str, Any],
+    settings: dict[str, Any],
+    query: bytes,
+    status: int,
 ) -> None:
     async def receive() -> dict[str, Any]:
         pytest.fail("the body was read")
 
-    app = application()
+    app = application(runtime, **settings)
     async with app.router.lifespan_context(app):
-        sent = await exchange(app, receive, query=b"model=other")
+        sent = await exchange(app, receive, query=query)
 
-    assert sent[0]["status"] == 404
+    assert sent[0]["status"] == status
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -91,19 +98,6 @@ async def test_disabled_debug_endpoints_are_404(serve: Serve, method: str) -> No
     assert response.status_code == (404 if method == "POST" else 405)
     if method == "POST":
         assert response.json()["type"] == "urn:gradless:problem:debug-disabled"
-
-
-async def test_while_the_runtime_drains_images_are_refused_before_they_are_read(
-    application: Callable[..., FastAPI], exchange: Exchange
-) -> None:
-    async def receive() -> dict[str, Any]:
-        pytest.fail("the body was read")
-
-    app = application({"ready": False})
-    async with app.router.lifespan_context(app):
-        sent = await exchange(app, receive)
-
-    assert sent[0]["status"] == 503
 
 
 async def test_before_its_start_the_application_is_not_ready(

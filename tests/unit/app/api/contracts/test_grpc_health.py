@@ -44,7 +44,7 @@ class Call:
 @pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> HealthChecks:
     monkeypatch.setattr(grpc_health, "_READ_TIMEOUT_S", 0.05)
-    parts: Any = SimpleNamespace(runtime=SimpleNamespace(ready=True, draining=False))
+    parts: Any = SimpleNamespace(ready=True, runtime=SimpleNamespace(ready=True, draining=False))
     return HealthChecks(parts)
 
 

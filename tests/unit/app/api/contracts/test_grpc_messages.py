@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 pytest.importorskip("google.protobuf")
 pytest.importorskip("grpc")
 
-from app.api.contracts.grpc_calls import client_of
 from app.api.contracts.grpc_messages import (
     HEALTH,
     INFERENCE,
+    client_of,
     methods_of,
     parse,
     split_request,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from app.api.contracts.contract_route import IMAGES
+from app.api.contracts.adapter import IMAGES
 from app.api.inference import IMAGE_ENDPOINTS
 from observe import image_routes
 from observe.image_routes import IMAGE_ROUTES, SELECTOR

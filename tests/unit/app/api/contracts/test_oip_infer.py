@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from app.api.contracts.tensors import join_elements
-from models.interface.errors import OverloadedError, UndecodableImageError
+from models.interface.errors import UndecodableImageError
 from models.interface.request import InferenceRequest, ReadyPixels
 from models.interface.results import Answer, Prediction
 
@@ -348,31 +348,6 @@ async def test_values_of_json_count_as_memory_before_they_are_parsed(serve: Serv
         assert [(await client.post(_URL, **body)).status_code for _ in range(3)] == [200] * 3
 
 
-async def test_overload_drain_and_rights_have_the_form_of_the_protocol(serve: Serve) -> None:
-    async def overloaded(_model: str | None, _request: InferenceRequest) -> Answer:
-        raise OverloadedError(1, 3)
-
-    async with serve({"predict": overloaded}) as client:
-        full = await client.post(_URL, **_files(_ONE))
-        unknown = await client.post("/v2/models/nobody/infer", **_files(_ONE))
-        version = await client.post("/v2/models/fake/versions/9/infer", **_files(_ONE))
-        pinned = _files(_ONE)
-        pinned["headers"]["If-Match"] = "another"
-        mismatch = await client.post(_URL, **pinned)
-    async with serve({"ready": False}) as client:
-        draining = await client.post(_URL, **_files(_ONE))
-    async with serve(api_keys="inference:key-of-an-inferrer") as client:
-        keyless = await client.post(_URL, **_files(_ONE))
-        keyed = _files(_ONE)
-        keyed["headers"]["X-API-Key"] = "key-of-an-inferrer"
-        allowed = await client.post(_URL, **keyed)
-
-    answers = (full, unknown, version, mismatch, draining, keyless)
-    assert [_error(answer)[0] for answer in answers] == [429, 404, 404, 412, 503, 401]
-    assert full.headers["retry-after"] == "3"
-    assert allowed.status_code == 200
-
-
 async def test_any_mutated_body_is_answered_or_refused_with_a_documented_status(serve: Serve) -> None:
     chance = random.Random(0)  # noqa: S311 - the same bodies every time
     bodies = [
@@ -405,15 +380,6 @@ async def test_any_mutated_body_is_answered_or_refused_with_a_documented_status(
     assert set(found) <= {200, 400, 413}
     assert found[200] > 20
     assert found[400] > 100
-
-
-async def test_requests_are_counted_by_a_template_of_their_path(serve: Serve) -> None:
-    async with serve() as client:
-        await client.post("/v2/models/fake%40pixels/versions/1/infer", **_files(_ONE))
-        exposition = (await client.get("/metrics")).text
-
-    route = 'contract="oip",method="POST",route="/v2/models/{name}/infer"'
-    assert f'gradless_requests_total{{code="200",{route}}} 1.0' in exposition
 
 
 async def test_triton_on_sagemaker_has_its_own_type_and_the_model_in_the_query(

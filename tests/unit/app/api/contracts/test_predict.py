@@ -273,36 +273,6 @@ async def test_errors_have_the_form_of_torchserve(serve: Serve) -> None:
         assert await told(client, "POST", _TORCHSERVE, headers=headers, **image) == (403, "InvalidKeyException")
 
 
-@pytest.mark.parametrize(
-    ("path", "unknown"), [(_KSERVE, "/v1/models/nobody:predict"), (_SAGEMAKER, "/invocations?model=nobody")]
-)
-async def test_errors_of_kserve_and_sagemaker_are_a_text(serve: Serve, path: str, unknown: str) -> None:
-    async def told(client: httpx2.AsyncClient, method: str, path: str, **options: Any) -> int:
-        response = await client.request(method, path, **options)
-        assert response.headers["content-type"] == "application/json"
-        assert response.json().keys() == {"error"}
-        return response.status_code
-
-    image = {"content": b"image"}
-    async with serve({"predict": _overloaded}) as client:
-        assert await told(client, "POST", unknown, **image) == 404
-        assert await told(client, "GET", path) == 405
-        assert await told(client, "DELETE", path) == 405
-        refused = await client.post(path, content=b"image")
-        assert (refused.status_code, refused.headers["retry-after"], refused.json().keys()) == (429, "3", {"error"})
-    async with serve({"ready": False}) as client:
-        assert await told(client, "POST", path, **image) == 503
-    async with serve(**_KEYS) as client:
-        assert await told(client, "POST", path, **image) == 401
-        headers = {"X-API-Key": "key-of-an-inferrer"}
-        assert (await client.post(path, content=b"image", headers=headers)).status_code == 200
-
-
-async def test_only_post_is_allowed_where_an_operation_follows_the_name(serve: Serve) -> None:
-    async with serve() as client:
-        assert (await client.get(_KSERVE)).headers["allow"] == "POST"
-
-
 async def test_ping_tells_without_a_key_whether_the_service_is_ready(serve: Serve) -> None:
     async with serve(**_KEYS) as client:
         healthy = await client.get("/ping")
@@ -347,19 +317,3 @@ async def test_kserve_reads_from_a_models_description_whether_it_is_ready(serve:
     assert ready == [True, False]
     assert (view["id"], view["name"], view["ready"]) == ("other@features", "other", False)
     assert unknown.status_code == 404
-
-
-@pytest.mark.parametrize(
-    ("path", "labels"),
-    [
-        (_TORCHSERVE, 'contract="torchserve",method="POST",route="/predictions/{name}"'),
-        (_KSERVE, 'contract="kserve_v1",method="POST",route="/v1/models/{name}:predict"'),
-        (_SAGEMAKER, 'contract="sagemaker",method="POST",route="/invocations"'),
-    ],
-)
-async def test_requests_are_counted_under_their_protocol(serve: Serve, path: str, labels: str) -> None:
-    async with serve() as client:
-        await client.post(path, content=b"image")
-        exposition = (await client.get("/metrics")).text.splitlines()
-
-    assert f'gradless_requests_total{{code="200",{labels}}} 1.0' in exposition

@@ -10,11 +10,10 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from app.api.contracts.contract_route import answer_unknown_paths, check_admin, contract_router
-from app.api.contracts.prediction import predict, upload_for
-from app.api.dependencies import parts_of
+from app.api.contracts.adapter import UnknownPath, contract_router, predict, upload_for
+from app.api.dependencies import admin_allowed
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
 from app.http.contract import Contract, json_errors
@@ -29,20 +28,19 @@ _KEYS = {"api_keys": "inference:key-of-an-inferrer"}
 _BAD = b"no image"
 
 
-async def _infer(request: Request, name: str) -> Response:
+async def _infer(request: Request, name: str) -> object:
     upload, view = await upload_for(request, name, request.query_params.get("version"))
-    settings = parts_of(request).settings
-    sent = await read_json_or_images(request, settings)
+    sent = await read_json_or_images(request)
     images = sent.files
     if sent.json is not None:
-        images = await images_of(request, settings, (await parse_object(request, sent.json))["images"])
+        images = await images_of(request, (await parse_object(request, sent.json))["images"])
     answer, predictions = await predict(upload, images, InferenceRequest("classify", top_k=1, all_probabilities=True))
     everything = [found.all_probabilities.tolist() for found in predictions if found.all_probabilities is not None]
-    return JSONResponse({"model": answer.model, "view": view.name, "probabilities": everything})
+    return {"model": answer.model, "view": view.name, "probabilities": everything}
 
 
 async def _load(request: Request) -> Response:
-    await check_admin(request)
+    await admin_allowed(request)
     return Response()
 
 
@@ -57,7 +55,7 @@ async def _client(app: FastAPI, address: str = "127.0.0.1") -> AsyncIterator[htt
     router.add_api_route("/sample/{name:path}/infer", _infer, methods=["POST"])
     router.add_api_route("/sample/load", _load, methods=["POST"])
     router.add_api_route("/sample/fail", _fail)
-    answer_unknown_paths(router, _SAMPLE, "/sample")
+    router.routes.append(UnknownPath(_SAMPLE, "/sample/"))
     app.router.routes.extend(router.routes)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False, client=(address, 123))
     async with (
@@ -113,17 +111,62 @@ async def test_a_file_a_form_and_json_are_answered(application: Callable[..., Fa
     assert "forward" in response.headers["server-timing"]
 
 
-async def test_requests_are_counted_under_their_protocol(application: Callable[..., FastAPI]) -> None:
+async def test_unknown_paths_are_counted_under_their_protocol(application: Callable[..., FastAPI]) -> None:
     async with _client(application()) as client:
-        await client.post("/sample/fake/infer", content=b"image")
         await client.get("/sample/elsewhere")
         exposition = (await client.get("/metrics")).text.splitlines()
 
-    route = 'contract="sample",method="POST",route="/sample/{name}/infer"'
-    assert f'gradless_requests_total{{code="200",{route}}} 1.0' in exposition
-    assert f'gradless_request_duration_seconds_count{{code="2xx",{route}}} 1.0' in exposition
     unknown = 'contract="sample",method="GET",route="/sample/{path}"'
     assert f'gradless_requests_total{{code="404",{unknown}}} 1.0' in exposition
+
+
+# The address of a model in each protocol, and the route of its requests in the metrics.
+_ADDRESSES = {
+    "torchserve": ("/predictions/fake", "/predictions/{name}"),
+    "kserve_v1": ("/v1/models/fake:predict", "/v1/models/{name}:predict"),
+    "sagemaker": ("/invocations?model=fake", "/invocations"),
+    "huggingface": ("/hf/fake", "/hf/{name}"),
+    "oip": ("/v2/models/fake/infer", "/v2/models/{name}/infer"),
+    "openai": ("/v1/embeddings", "/v1/embeddings"),
+}
+# The Open Inference Protocol takes a file of this length; the others ignore the header.
+_ONE_FILE = {"content": b"\xff", "headers": {"Inference-Header-Content-Length": "0"}}
+
+
+@pytest.mark.parametrize("protocol", _ADDRESSES)
+async def test_requests_are_counted_under_their_protocol(application: Callable[..., FastAPI], protocol: str) -> None:
+    address, route = _ADDRESSES[protocol]
+    sent: dict[str, Any] = {"json": {"input": _text(b"image")}} if protocol == "openai" else _ONE_FILE
+    async with _client(application()) as client:
+        answer = await client.post(address, **sent)
+        exposition = (await client.get("/metrics")).text.splitlines()
+
+    labels = f'contract="{protocol}",method="POST",route="{route}"'
+    assert answer.status_code == 200
+    assert f'gradless_requests_total{{code="200",{labels}}} 1.0' in exposition
+    assert f'gradless_request_duration_seconds_count{{code="2xx",{labels}}} 1.0' in exposition
+
+
+@pytest.mark.parametrize("protocol", ["kserve_v1", "sagemaker", "huggingface", "oip"])
+async def test_errors_of_most_protocols_are_a_text(application: Callable[..., FastAPI], protocol: str) -> None:
+    address, _ = _ADDRESSES[protocol]
+
+    def told(answer: httpx2.Response) -> int:
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json().keys() == {"error"}
+        return answer.status_code
+
+    async with _client(application({"predict": _overloaded})) as client:
+        full = await client.post(address, **_ONE_FILE)
+        wrong = await client.get(address)
+        assert told(await client.post(address.replace("fake", "nobody"), **_ONE_FILE)) == 404
+    async with _client(application({"ready": False})) as client:
+        assert told(await client.post(address, **_ONE_FILE)) == 503
+    async with _client(application(**_KEYS)) as client:
+        assert told(await client.post(address, **_ONE_FILE)) == 401
+
+    assert (told(full), full.headers["retry-after"]) == (429, "3")
+    assert (told(wrong), wrong.headers["allow"]) == (405, "POST")
 
 
 async def test_one_image_at_fault_fails_the_request_and_is_named(
@@ -227,15 +270,12 @@ async def test_rights_are_checked_before_the_body_is_read(application: Callable[
     assert _why(without_right) == (403, "forbidden")
 
 
-async def test_an_override_forbids_changes_of_models(application: Callable[..., FastAPI]) -> None:
+async def test_models_that_are_fixed_cannot_be_changed(application: Callable[..., FastAPI]) -> None:
     app = application()
-    from app.api.dependencies import admin_allowed  # noqa: PLC0415
-    from app.http.problems import ForbiddenError  # noqa: PLC0415
-
-    async def refuse() -> None:
-        raise ForbiddenError("deploy again")
-
     async with _client(app) as client:
         assert (await client.post("/sample/load")).status_code == 200
-        app.dependency_overrides[admin_allowed] = refuse
-        assert _why(await client.post("/sample/load")) == (403, "forbidden")
+        app.state.parts.fixed_models = "deploy again"
+        refused = await client.post("/sample/load")
+
+    assert _why(refused) == (403, "forbidden")
+    assert refused.json()["is"] == "deploy again"
