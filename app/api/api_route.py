@@ -85,8 +85,8 @@ class ImageRoute(ApiRoute):
     """A route whose endpoint is `async (upload: ImageUpload, <query parameters>) -> a schema or a Response`.
 
     FastAPI reads the signature for the OpenAPI document. Its dependency solver would take 6 % more CPU time an image
-    with the null model (benchmarks/fast_paths.py). Key and model are checked first, then the query, and then the
-    endpoint reads the body.
+    with the null model (benchmarks/fast_paths.py). Names in the query are checked first, then key and model, then the
+    query's values; the endpoint reads the body.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:

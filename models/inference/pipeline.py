@@ -47,7 +47,8 @@ class ModelFacts(Protocol):
 
 
 class Pipeline:
-    """Answers requests to one model. Event loop only, except `_queue_decoded`, which the decode pool calls."""
+    """Answers requests to one model. Event loop only, except `_queue_decoded` and what it calls, in the
+    decode pool."""
 
     def __init__(
         self,
