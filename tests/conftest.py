@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
@@ -45,14 +46,16 @@ _TURNS = (
 _TOGETHER = (
     "tests/browser/",
     "tests/contract/",
-    "tests/containers/test_(image|running)",
-    "tests/server/test_(folder_commands|heads|limits|load|protocol|vanishing_clients|welcome)",
+    r"tests/containers/test_(image|running)\.py",
+    r"tests/server/test_(folder_commands|heads|limits|load|protocol|vanishing_clients|welcome)\.py",
 )
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Divide tests among workers by file, as pytest-xdist's own loadfile does, or by group of files."""
+    """With `--dist loadfile`, keep groups of files together too."""
+    if config.getvalue("dist") != "loadfile":
+        return None
     from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415 - needed in its main process alone
 
     class Scheduling(LoadFileScheduling):
@@ -145,8 +148,12 @@ class WarmCommand:
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # While nobody listens, this process starts it, unless another one is about to.
         while self._control.connect_ex(name):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, contextlib.suppress(OSError):
-                listener.bind(name)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                try:
+                    listener.bind(name)
+                except OSError:
+                    time.sleep(0.01)
+                    continue
                 listener.listen()
                 self._process = _warm_process(listener)
 

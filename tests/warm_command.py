@@ -64,7 +64,8 @@ def _serve(listener: socket.socket) -> None:
     with selectors.DefaultSelector() as selector:
         for each in (listener, *controls):
             selector.register(each, selectors.EVENT_READ)
-        while controls:
+        # Another worker may have connected since the last one closed.
+        while controls or selector.select(0):
             for key, _ in selector.select():
                 if isinstance(key.data, _Command):
                     selector.unregister(key.fileobj)

@@ -118,6 +118,8 @@ class BoundedConnection(HttpToolsProtocol):
             self.transport.discard(len(data))
             return
         if self._reading_ended:
+            # Handlers that read their bodies resume reading.
+            self.flow.pause_reading()
             return
         started_in_head, self._head_ended = self._in_head, False
         if started_in_head and self._receive_timer is None:
@@ -155,7 +157,7 @@ class BoundedConnection(HttpToolsProtocol):
             # Pipelined behind a request with `Connection: close`.
             raise _StopParsingError
         if len(self.pipeline) >= _MAX_PIPELINED:
-            # The client sends the rest again (RFC 9112, section 9.3.2).
+            # The client may send the rest again, as after any close (RFC 9112, section 9.3.2).
             self._end_reading()
             raise _StopParsingError
         if self._head_bytes() > _MAX_HEAD_BYTES:
@@ -227,7 +229,7 @@ class BoundedConnection(HttpToolsProtocol):
         Java's HttpClient and `curl --http2` ask for HTTP/2. httptools ends such a request at its head and treats the
         body as data of the other protocol.
         """
-        # A view and a loop: a client may pipeline a thousand such requests, which must neither be copied nor recurse.
+        # A view and a loop: one read may have a thousand such requests, which must neither be copied nor recurse.
         rest = memoryview(data)
         while True:
             try:
@@ -330,13 +332,13 @@ class BoundedConnection(HttpToolsProtocol):
         first: the client would read a refusal as the response to one of them."""
         if self.transport.is_closing() or self._reading_ended:
             return
-        self._cancel_receive_timer()
         in_body = not self._in_head
-        self._in_head = False
         # The handler of a request reports it. One in the pipeline has not started.
         handled = in_body and not self.pipeline
         self.on_refusal(row, None if handled else perf_counter() - self._head_started_at)
         if handled or self._between_requests():
+            self._cancel_receive_timer()
+            self._in_head = False
             # After the start of its response, the client would read another response as part of it.
             response_started = handled and self.cycle.response_started
             self.transport.client_may_send = not response_started
@@ -354,7 +356,8 @@ class BoundedConnection(HttpToolsProtocol):
         log_refused_connection(self.client[0] if self.client else None, row)
 
     def _end_reading(self) -> None:
-        """Read nothing more, and close the connection once all requests so far are answered."""
+        """Parse nothing more, and close the connection once all requests so far are answered."""
+        self._cancel_receive_timer()
         self._in_head = False
         self._reading_ended = True
         self.cycle.keep_alive = False

@@ -70,7 +70,8 @@ def serve_with_workers(settings: Settings, workers: int) -> None:
 
 
 class _Engine:
-    """Ends the process on construction if an address cannot be used."""
+    """The engine process: models, HTTP workers and their connections. The constructor ends the process if an address
+    cannot be used."""
 
     def __init__(self, settings: Settings, workers: int) -> None:
         self.failure: str | None = None

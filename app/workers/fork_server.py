@@ -17,10 +17,12 @@ import socket
 import struct
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from typing import cast
 
 from app.settings import Settings
 
@@ -143,9 +145,13 @@ def run(descriptor: int) -> None:
     import models.workers.worker_runtime  # noqa: F401, PLC0415
     from app.workers.http_worker import run_worker  # noqa: PLC0415
 
-    _fork_for_requests(socket.socket(fileno=descriptor), run_worker)
-    # The interpreter would wait for the workers.
-    os._exit(0)
+    try:
+        _fork_for_requests(socket.socket(fileno=descriptor), run_worker)
+    except Exception:  # noqa: BLE001 - the engine process starts another fork server
+        traceback.print_exc()
+    finally:
+        # The interpreter would wait for the workers.
+        os._exit(0)
 
 
 def _fork_for_requests(requests: socket.socket, run_worker: Callable[[Settings, int, Sequence[int]], None]) -> None:
@@ -166,7 +172,7 @@ def _fork_for_requests(requests: socket.socket, run_worker: Callable[[Settings, 
         for worker in [worker for worker in lives if worker.sentinel in ready]:
             worker.join()
             life = lives.pop(worker)
-            _write(life, worker.exitcode)
+            _write(life, cast(int, worker.exitcode))
             os.close(life)
         if requests in ready:
             request, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, _MAX_DESCRIPTORS)
@@ -176,12 +182,12 @@ def _fork_for_requests(requests: socket.socket, run_worker: Callable[[Settings, 
             worker = get_context("fork").Process(target=serve, args=(request, own))
             worker.start()
             lives[worker] = life
-            _write(life, worker.pid)
+            _write(life, cast(int, worker.pid))
             for each in own:
                 os.close(each)
 
 
-def _write(life: int, number: int | None) -> None:
+def _write(life: int, number: int) -> None:
     # The engine process may have ended.
     with contextlib.suppress(BrokenPipeError):
         os.write(life, _NUMBER.pack(number))

@@ -227,6 +227,7 @@ class _WorkerServer(Server):
         super().__init__(config, parts)
         self._connections = connections
         self._status = status
+        self._received = 0
         # Replies to connections, in their order, that are not sent yet.
         self._unsent = b""
 
@@ -261,7 +262,7 @@ class _WorkerServer(Server):
                 received, descriptors = b"", []
             for descriptor in descriptors:
                 self.serve_connection(socket.socket(fileno=descriptor))
-            self._status.received += len(received)
+            self._received += len(received)
             # The kernel drops descriptors that would exceed the limit of open files.
             self._unsent += TAKEN * len(descriptors) + NO_FILES * (len(received) - len(descriptors))
         if not received:
@@ -272,6 +273,7 @@ class _WorkerServer(Server):
 
     def _report(self) -> None:
         self._status.open_connections = len(self.server_state.connections) + len(self.starting_connections)
+        self._status.received = self._received
         # The socket may be full, then the rest is sent at the next tick, or closed.
         with contextlib.suppress(OSError):
             self._unsent = self._unsent[self._connections.send(self._unsent) :]

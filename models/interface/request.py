@@ -19,7 +19,7 @@ class ImageLimits:
     max_pixels: width x height.
     max_aspect_ratio: long side / short side. It protects the resize, which enlarges the short side to the model's
         input size: 1 x 65535 pixels would become 256 x 16 million.
-    max_decode_seconds: predicted CPU seconds of a decode (models/images/costs.py).
+    max_decode_seconds: predicted CPU seconds of a decode (models/images/formats.py).
     max_decode_bytes: predicted memory of a decode, and of all concurrent expensive decodes together.
     """
 

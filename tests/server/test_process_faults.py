@@ -79,10 +79,21 @@ def _requests(service: Any, path: str, image: bytes | None) -> Iterator[None]:
         thread.join()
 
 
+_FAILING_WATCH = """
+import asyncio
+async def watch(self):
+    while not triggered.is_set():
+        await asyncio.sleep(0.1)
+    raise RuntimeError("forced")
+worker_pool.WorkerPool.watch = watch
+"""
+
+
 @pytest.mark.parametrize(
     ("where", "patch"),
     [
         ("a task", "from models.workers.engine_server import EngineServer; fail(EngineServer, '_remove_versions')"),
+        ("the watch over workers", _FAILING_WATCH),
         ("a callback", "fail(worker_pool.WorkerPool, '_read_replies')"),
         (
             "a batch's report",

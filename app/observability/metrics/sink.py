@@ -164,7 +164,7 @@ class Metrics(InferenceMetrics):
         self._model_request_seconds[model, outcome].inc(seconds)
 
     def rejected(self, reason: Reason | None) -> None:
-        """Count a refusal. None: the error is none."""
+        """Count a refusal. None: the error is no refusal, and is not counted."""
         if reason is not None:
             self._rejected[reason,].inc()
 

@@ -64,7 +64,7 @@ NewComparison = Callable[[str, ComparisonOptions], Comparison]
 
 
 def test_every_series_is_there_before_its_first_event(new_comparison: NewComparison) -> None:
-    metrics = _metrics_of("a")
+    metrics = _metrics_of("a", "b")
     before = _samples(metrics)
 
     for reason in get_args(Reason):

@@ -126,7 +126,7 @@ _ADDRESSES = {
     "kserve_v1": ("/v1/models/fake:predict", "/v1/models/{name}:predict"),
     "sagemaker": ("/invocations?model=fake", "/invocations"),
     "huggingface": ("/hf/fake", "/hf/{name}"),
-    "oip": ("/v2/models/fake/infer", "/v2/models/{name}/infer"),
+    "oip": ("/v2/models/fake/versions/1/infer", "/v2/models/{name}/infer"),
     "openai": ("/v1/embeddings", "/v1/embeddings"),
 }
 # The Open Inference Protocol takes a file of this length; the others ignore the header.
