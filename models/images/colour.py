@@ -3,7 +3,8 @@
 Phones record in Display P3: the same numbers stand for stronger colours. An ICC profile of a camera or a screen gives
 three curves and a matrix (ICC.1:2022, F.3), and so does a code for the primaries (ITU-T H.273). Their arithmetic is a
 few lines of NumPy and not LittleCMS, so that threads of the service can do it with untrusted profiles. Profiles of
-printers and scanners are made of tables; LittleCMS applies those in decoder processes. Profiles of grey are ignored.
+printers and scanners are made of tables; LittleCMS applies those, for requests in decoder processes. Profiles of grey
+are ignored.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def has_tables(beginning: bytes) -> bool:
 def from_tables(profile: bytes, mode: Literal["RGB", "CMYK"]) -> ImageCms.ImageCmsTransform | None:
     """Return LittleCMS's conversion of images of that mode by a profile made of tables, as browsers do it: by the
     table for the perceptual intent, without compensation of the black point. None if the profile is damaged, of another
-    mode or not made of tables. For decoder processes."""
+    mode or not made of tables. For requests, call it in decoder processes only."""
     if len(profile) > _MOST_TABLES_BYTES or not has_tables(profile[:DIRECTORY_BYTES]):
         return None
     # LittleCMS gets this table alone. Its time is known: of other tags it would read some whose steps have no limit.

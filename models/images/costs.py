@@ -23,7 +23,7 @@ _STRIP_BYTES = 8 * 2**20
 # (H, W, 3) uint8.
 _RGB_BYTES = 3
 # Conversion of a pixel to sRGB by models/images/colour.py. By LittleCMS also a start, in which it reads the tables and
-# computes a grid of at most 17 steps for each ink.
+# computes a grid of at most 17 steps for each ink, or 33 for each of red, green and blue.
 _COLOUR_NS = 80.0
 _TABLES_PIXEL_NS = 45.0
 _TABLES_NS = 8e7
@@ -87,7 +87,7 @@ def cost_of(
         (picture.decoder_ns + pixels * (_CONVERSION_NS + _RESIZE_NS) + colour_ns) / 1e9,
         memory_bytes,
         memory_bytes if picture.thread_decoder_bytes is None else int(picture.thread_decoder_bytes + _LEAST_BYTES),
-        # LittleCMS gets no untrusted tables in a thread.
+        # Of a request, LittleCMS gets no tables in a thread.
         in_threads and picture.ordinary and not picture.tables,
     )
     if cost.seconds > limits.max_decode_seconds or cost.memory_bytes > limits.max_decode_bytes:

@@ -262,6 +262,9 @@ def cost(encoded: bytes, enough: int) -> Picture:
         for scan in layout.scans
         for component in scan.components
     )
+    if not layout.complete and not layout.plain and not layout.lossless:
+        # decode.py decodes it once more, to see whether only its last marker is missing.
+        ns *= 2
     reduction = layout.reduction(enough)
     output = -(-layout.width // reduction) * -(-layout.height // reduction)
     ns += sum(blocks) * max(_BLOCK_OUT_NS / reduction, _SMOOTHED_BLOCK_NS * layout.buffered)

@@ -16,11 +16,12 @@ from typing import Literal, NamedTuple
 
 from PIL import AvifImagePlugin, Image, ImageCms, ImageFile, ImagePalette, TiffImagePlugin
 
-from models.images import bmp, colour, webp
+from models.images import bmp, colour, tiff, webp
 from models.images.colour import Conversion
 from models.images.formats import PILLOW_NAMES, known_format
 from models.images.gif import read_gif
 from models.images.heif import read_heif
+from models.images.jpeg import read_jpeg
 from models.images.png import Png, read_png
 from models.images.tiff import read_numbers
 from models.interface.errors import UndecodableImageError
@@ -129,9 +130,15 @@ def open_image(encoded: bytes) -> Opened:
             case _:
                 image = _read(image_format, _MeteredFile(encoded))
         exif, xmp, profile = (image.info.get(name) or b"" for name in ("exif", "xmp", "icc_profile"))
-        if image_format == "WebP":
-            # The one that the cost was predicted of: tables must not come to LittleCMS in a thread.
-            profile = webp.profile_of(encoded)
+        # The profile that the cost was predicted of, which Pillow may read otherwise: tables must not come to LittleCMS
+        # in a thread.
+        match image_format:
+            case "JPEG":
+                profile = read_jpeg(encoded).profile
+            case "TIFF":
+                profile = tiff.profile_of(encoded)
+            case "WebP":
+                profile = webp.profile_of(encoded)
         primaries = read_heif(encoded, image_format).primaries if image_format in {"AVIF", "HEIC"} else 0
         return Opened(image, exif, xmp if isinstance(xmp, bytes) else xmp.encode(), bytes(profile), primaries)
 

@@ -45,6 +45,8 @@ _PREDICTED = frozenset({5, 8, 32946, 34925, 50000})
 _SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _MOST_BITS = 16
 _BIG_TIFF = 43
+# Pillow reads one by one, and no more in _MeteredFile (pillow_reading.py). Real directories have some dozens.
+_MOST_ENTRIES = 4_000
 # Letters of the struct module for the types of whole numbers: BYTE, SHORT, LONG, UNDEFINED, IFD, LONG8, IFD8.
 _NUMBERS = {1: "B", 7: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
@@ -61,10 +63,12 @@ def read_numbers(data: bytes, tags: Container[int]) -> dict[int, int]:
     return numbers
 
 
-def read_bytes(data: bytes, tag: int, most: int) -> bytes:
-    """Return up to `most` bytes of the content of a tag in the same directory; empty if there is none."""
-    contents = [content for _, _, content in _entries(data, {tag})]
-    return bytes(contents[-1][:most]) if contents else b""
+def profile_of(data: bytes, most: int | None = None) -> bytes:
+    """Return the ICC profile in the same directory, or its first `most` bytes; empty if there is none."""
+    profile = memoryview(b"")
+    for _, _, content in _entries(data, {_PROFILE}):
+        profile = content
+    return bytes(profile[:most])
 
 
 def cost(encoded: bytes, _enough: int) -> Picture:
@@ -97,7 +101,7 @@ def cost(encoded: bytes, _enough: int) -> Picture:
         # One piece, and Pillow's image, twice if it has to be rotated.
         piece_copies * piece_bytes + pixels * copies * (4 if samples > 1 else -(-bits // 8)),
         profile=_PROFILE in tags,
-        tables=has_tables(read_bytes(encoded, _PROFILE, DIRECTORY_BYTES)),
+        tables=has_tables(profile_of(encoded, DIRECTORY_BYTES)),
     )
 
 
@@ -130,7 +134,7 @@ def _entries(data: bytes, tags: Container[int]) -> Iterator[tuple[int, str, memo
     start += struct.calcsize(order + number)
     entry = struct.Struct(order + "HH" + offset + value)
     # As other readers do, use the entries that exist.
-    end = start + min(entries, (len(data) - start) // entry.size) * entry.size
+    end = start + min(entries, (len(data) - start) // entry.size, _MOST_ENTRIES) * entry.size
     for tag, kind, values, inline in entry.iter_unpack(data[start:end]):
         letter = _NUMBERS.get(kind)
         if tag not in tags or letter is None or not values:

@@ -18,6 +18,8 @@ _LOSSY_PIXEL_BYTES = 14
 _SIZE_BITS = 0x3FFF
 _EXTENDED_HEADER = 30
 _MOST_CHUNKS = 16
+# Bit of the flags in a VP8X chunk.
+_HAS_PROFILE = 0x20
 
 
 def cost(encoded: bytes, _enough: int) -> Picture:
@@ -48,7 +50,9 @@ def cost(encoded: bytes, _enough: int) -> Picture:
 
 def profile_of(encoded: bytes) -> bytes:
     """Return the ICC profile, which is the first chunk of a file that has one; empty if there is none."""
-    if encoded[12:16] != b"VP8X" or encoded[_EXTENDED_HEADER : _EXTENDED_HEADER + 4] != b"ICCP":
+    if encoded[12:16] != b"VP8X" or not encoded[20] & _HAS_PROFILE:
+        return b""
+    if encoded[_EXTENDED_HEADER : _EXTENDED_HEADER + 4] != b"ICCP":
         return b""
     (size,) = struct.unpack_from("<I", encoded, _EXTENDED_HEADER + 4)
     return encoded[_EXTENDED_HEADER + 8 : _EXTENDED_HEADER + 8 + size]

@@ -73,7 +73,7 @@ class _LeastLoaded(LocalQueue):
         self, item: BatchItem, *, future: Future[Completed[ItemOutput]] | None = None
     ) -> Future[Completed[ItemOutput]]:
         by_load = sorted(self._batchers, key=lambda batcher: batcher.unanswered)
-        # If none is alive, any of them raises the reason.
+        # If none is alive, this one raises the reason, or the supervisor fails the image.
         chosen = next((batcher for batcher in by_load if batcher.alive), by_load[0])
         return chosen.submit(item, future=future)
 

@@ -40,6 +40,15 @@ def _decoders(pool: DecodePool) -> list[int]:
     return [each.pid for each in pool._decoders.values() if each.pid is not None]  # noqa: SLF001 - nothing else knows
 
 
+def test_all_threads_exist_from_the_start() -> None:
+    """One that could not be started later would fail an image."""
+    before = set(threading.enumerate())
+    pool = DecodePool(4, _LIMITS)
+    names = sorted(thread.name for thread in set(threading.enumerate()) - before)
+    assert pool.close(_PATIENCE_S)
+    assert names == [*(f"decode_{number}" for number in range(4)), "decoder-process_0", "decoder-process_1"]
+
+
 def test_ordinary_images_need_no_process(pool: DecodePool) -> None:
     assert pool.submit(JPEG, _TRANSFORM).result(_PATIENCE_S).equal(preprocess(JPEG, _TRANSFORM, _LIMITS))
     assert not _decoders(pool)

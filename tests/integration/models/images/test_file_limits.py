@@ -109,6 +109,15 @@ def _tiff_of_lies(lies: int) -> bytes:
     return _tiff(tags | {40_000 + tag: (7, 2**30 + tag, 8) for tag in range(lies)}, bytes(64))
 
 
+def _big_tiff_of_profiles(number: int) -> bytes:
+    """A picture of 8 x 8, and one entry after another for an ICC profile."""
+    values = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 16, 277: 1, 278: 8, 279: 64}
+    entries = b"".join(struct.pack("<HHQQ", tag, 4, 1, value) for tag, value in values.items())
+    profiles = struct.pack("<HHQQ", 34675, 1, 1, 0) * number
+    head = struct.pack("<2sHHHQ", b"II", 43, 8, 0, 80)
+    return head + bytes(64) + struct.pack("<Q", len(values) + number) + entries + profiles + bytes(8)
+
+
 def _rle_bmp(width: int, height: int) -> bytes:
     """Return a run-length encoded BMP with one black pixel in each line."""
     pixels = b"\x01\x01\x00\x00" * height
@@ -149,6 +158,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], type[ImageError], str]] = {
         UndecodableImageError,
         "decoder error",
     ),
+    "a BigTIFF with 200,000 profiles": (lambda: _big_tiff_of_profiles(200_000), UndecodableImageError, "pieces"),
     "a TIFF with 20,000 tags": (lambda: _tiff_of_lies(20_000), UndecodableImageError, "pieces"),
     "a JPEG with 10,000 Exif segments": (
         lambda: _with_header(_segment(0xE1, b"Exif\0\0x") * 10_000),

@@ -16,6 +16,7 @@ from models.images.colour import Conversion
 from models.images.decode import Strips, decode_strips
 from models.images.decoder_process import DecoderProcess
 from models.images.formats import PILLOW_NAMES, predict_cost
+from models.images.jpeg import read_jpeg
 from models.interface.request import ImageLimits
 from reliability.profiles import of_tables
 
@@ -311,3 +312,30 @@ def test_tables_of_a_webp_that_no_prediction_saw_do_not_come_to_littlecms() -> N
     behind = file[:30] + file[end:] + file[30:end]
     assert predict_cost(behind, _LIMITS).ordinary
     assert (_decoded(behind) == _decoded(plain)).all()
+
+
+def test_a_jpeg_s_profile_is_the_one_that_its_cost_was_predicted_from() -> None:
+    """Pillow would read another one: it counts segments, and looks only before the frame header."""
+    plain, file = (_file(_squares("CMYK"), "JPEG", **each) for each in ({}, {"icc_profile": _OF_CMYK}))
+    start = file.index(b"\xff\xe2")
+    (length,) = struct.unpack_from(">H", file, start + 2)
+    segment = file[start : start + 2 + length]
+    other = b"\xff\xe2\x00\x14ICC_PROFILE\0\x01\x09\0\0\0\0"
+    scan = plain.index(b"\xff\xda")
+    for misleading, with_tables in (
+        (file[:start] + segment + other + file[start + len(segment) :], False),
+        (plain[:scan] + segment + plain[scan:], True),
+    ):
+        applied = bool((_decoded(misleading) != _decoded(plain)).any())
+        assert applied == read_jpeg(misleading).has_tables == with_tables
+
+
+def test_a_profile_that_a_webp_s_flags_deny_is_ignored() -> None:
+    plain, file = (_file(_squares("RGB"), "WEBP", **each) for each in ({}, {"icc_profile": _OF_RGB}))
+    denied = file[:20] + bytes([file[20] & ~0x20]) + file[21:]
+    assert (_decoded(denied) == _decoded(plain)).all()
+
+
+def test_a_profile_of_another_type_does_not_spoil_a_grey_tiff() -> None:
+    file = _file(_squares("RGB").convert("L"), "TIFF", icc_profile=b"none")
+    assert (_decoded(file.replace(struct.pack("<HH", 34675, 7), struct.pack("<HH", 34675, 2))) == _decoded(file)).all()
