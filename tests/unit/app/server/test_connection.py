@@ -10,6 +10,7 @@ import struct
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from itertools import count
 from time import perf_counter
 from typing import Any
@@ -212,6 +213,33 @@ async def test_of_very_many_pipelined_requests_the_first_are_answered_and_the_la
         assert [b"connection: close" in head for head in heads] == [False] * 100 + [True]
         assert await reader.read() == b""
         writer.close()
+
+
+async def test_pipelined_requests_before_too_many_are_answered_also_after_the_time_limit_of_heads(
+    listen: Listen,
+) -> None:
+    released = asyncio.Event()
+
+    async def read_body_and_answer_later(scope: Scope, receive: Receive, send: Send) -> None:
+        # Reading goes on while a handler waits for its body.
+        body = await receive()
+        await released.wait()
+        await read_and_answer(scope, partial(_once, body), send)
+
+    async with listen(read_body_and_answer_later, head_timeout_s=0.2) as (state, address), asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(REQUEST * 101)
+        assert len((await pipelining(state)).pipeline) == 100
+        writer.write(REQUEST)
+        await asyncio.sleep(0.4)
+        released.set()
+        heads = [await answer(reader) for _ in range(101)]
+        assert heads[-1].startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+async def _once(message: Any) -> Any:
+    return message
 
 
 class _Full:
