@@ -146,8 +146,8 @@ def has_tables(beginning: bytes) -> bool:
 
 
 def from_tables(profile: bytes, mode: Literal["RGB", "CMYK"]) -> ImageCms.ImageCmsTransform | None:
-    """Return LittleCMS's conversion of images of that mode by a profile made of tables, as browsers do it: by the
-    table for the perceptual intent, without compensation of the black point. None if the profile is damaged, of another
+    """Return LittleCMS's conversion of images of that mode by a profile made of tables: by the table for the
+    perceptual intent, without compensation of the black point. None if the profile is damaged, of another
     mode or not made of tables. For requests, call it in decoder processes only."""
     if len(profile) > _MOST_TABLES_BYTES or not has_tables(profile[:DIRECTORY_BYTES]):
         return None
