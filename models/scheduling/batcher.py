@@ -58,7 +58,7 @@ class _Batch(RunningBatch, Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Forms batches of single items for `run_batch`. The constructor starts and prepares the threads, which blocks.
+    """Forms batches of single items for `run_batch`. The constructor returns once all threads are prepared.
 
     `run_batch` receives 1 to `max_batch_size` items and returns one result per item, in order; an exception for an item
     that failed alone. It raises AllCancelledError if it stopped because every item was cancelled. Items are in order of
