@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Pydanti
 from app.http.api_keys import Keys, read_keys
 from app.http.hosts import host_names, origins
 from models.interface.extras import install_command, installed
+from models.interface.model_sources import Precision
 from models.interface.request import ImageLimits
 
 LogFormat = Literal["auto", "json", "console"]
@@ -97,7 +98,7 @@ class Settings(BaseSettings):
         "auto",
         description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps; for serving also a list: cuda:0,cuda:1",
     )
-    precision: Literal["fp32", "bf16", "fp16", "int8"] = Field(
+    precision: Precision = Field(
         "fp32", description="numeric precision of the forward; int8 needs openvino and a calibration folder"
     )
     backend: Literal["auto", "eager", "compiled", "openvino"] = Field(
@@ -149,7 +150,7 @@ class Settings(BaseSettings):
         50_000_000,
         ge=1,
         le=2**31,
-        description="maximum pixels of one image, or TIFF tile, by its header",
+        description="maximum pixels of one image, by its header",
     )
     max_aspect_ratio: int = Field(
         50, ge=1, le=1000, description="maximum ratio of the longer side of an image to the shorter"

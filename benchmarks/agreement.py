@@ -21,8 +21,8 @@ from benchmarks.preprocessing import by_gradless, shaped_by_pillow
 from models import backends
 from models.backends import BackendOptions, place
 from models.hardware import memory
-from models.hardware.placement import Precision
 from models.interface.errors import StartError
+from models.interface.model_sources import Precision
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load

@@ -106,7 +106,7 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
         name="ceiling",
         max_batch_size=_MAX_BATCH_SIZE,
         queue_capacity=_IN_FLIGHT,
-        max_in_flight=engine.hints.max_in_flight,
+        max_concurrent_batches=engine.hints.max_concurrent_batches,
         overlap_min_size=engine.hints.overlap_min_size,
         prepare=prepare,
     )

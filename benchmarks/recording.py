@@ -16,9 +16,9 @@ from models import backends
 from models.backends import Backend, BackendOptions
 from models.backends.pytorch import EagerBackend
 from models.backends.recorded import RecordedBackend
-from models.hardware.placement import Precision
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem
+from models.interface.model_sources import Precision
 from models.interface.request import InferenceRequest
 from models.loading import catalog
 from models.loading.load import load

@@ -59,12 +59,12 @@ def stats(
     if model is not None and not as_served:
         end("--model needs --as-served", FAILED)
     settings = settings_for(model)
-    served_as = settings.models[0] if as_served else None
+    model = settings.models[0] if as_served else None
     with failures_reported(str(json)):
-        complete, found = _surveyed(find(paths, note), settings, served_as, workers)
+        complete, found = _surveyed(find(paths, note), settings, model, workers)
         _list_broken(found)
         if found.images:
-            _report(found, served_as, json, complete=complete)
+            _report(found, model, json, complete=complete)
     if not complete:
         end(f"interrupted: these are the results of the first {found.images} images", INTERRUPTED)
     if not found.images:
@@ -73,7 +73,7 @@ def stats(
         raise typer.Exit(UNREADABLE)
 
 
-def _surveyed(files: list[str], settings: Settings, served_as: str | None, workers: int | None) -> tuple[bool, Survey]:
+def _surveyed(files: list[str], settings: Settings, model: str | None, workers: int | None) -> tuple[bool, Survey]:
     """Return whether all files were read, and the results."""
     # Not above: the import is slow.
     from app.reports.progress import job_progress  # noqa: PLC0415
@@ -84,7 +84,7 @@ def _surveyed(files: list[str], settings: Settings, served_as: str | None, worke
         files,
         limits=settings.image_limits,
         max_file_bytes=settings.max_image_bytes,
-        transform=None if served_as is None else _transform_of(served_as),
+        transform=None if model is None else _transform_of(model),
         workers=workers,
     )
     with job_progress("stats", len(files)) as progress:
@@ -110,16 +110,16 @@ def _list_broken(found: Survey) -> None:
         note(f"  {name(path)}: {reason}")
 
 
-def _report(found: Survey, served_as: str | None, json: Path | None, *, complete: bool) -> None:
+def _report(found: Survey, model: str | None, json: Path | None, *, complete: bool) -> None:
     """Print and write the results. `found` has at least one image."""
     # JSON on stdout moves the report to stderr.
-    typer.echo("\n".join(_as_toml(found, served_as)), err=json == STDOUT)
+    typer.echo("\n".join(_as_toml(found, model)), err=json == STDOUT)
     if json is not None:
-        report = _as_dict(found, served_as, complete=complete)
+        report = _as_dict(found, model, complete=complete)
         write_report(json, json_format.dumps(report, indent=2) + "\n")
 
 
-def _as_toml(found: Survey, served_as: str | None) -> list[str]:
+def _as_toml(found: Survey, model: str | None) -> list[str]:
     """Return lines for model.toml, other facts as comments."""
     sizes = found.sizes.most_common(_COMMON_SIZES)
     rest = len(found.sizes) - len(sizes)
@@ -129,8 +129,7 @@ def _as_toml(found: Survey, served_as: str | None) -> list[str]:
         f"# {found.images} images: {formats}",
         f"# width {_span(found, 0)}, height {_span(found, 1)} px (min / median / max)",
         f"# most common: {common}" + (f"; and {rest} other sizes" if rest else ""),
-        f"# of {found.pixels} pixels"
-        + (" in full size" if served_as is None else f", resized and cropped as for {served_as}"),
+        f"# of {found.pixels} pixels" + (" in full size" if model is None else f", resized and cropped as for {model}"),
         "[transform]",
         f"mean = [{', '.join(f'{value:.6f}' for value in found.mean)}]",
         f"std = [{', '.join(f'{value:.6f}' for value in found.std)}]",
@@ -150,14 +149,14 @@ def _least_median_most(found: Survey, axis: int) -> tuple[int, float, int]:
     return min(sides), median(sorted(sides.elements())), max(sides)
 
 
-def _as_dict(found: Survey, served_as: str | None, *, complete: bool) -> dict[str, Any]:
+def _as_dict(found: Survey, model: str | None, *, complete: bool) -> dict[str, Any]:
     """Return all results for JSON. `complete` says that no file was skipped."""
     figures = ("least", "median", "most")
     return {
         "complete": complete,
         "images": found.images,
         "pixels": found.pixels,
-        "as_served": served_as,
+        "as_served": model,
         "mean": found.mean,
         "std": found.std,
         "formats": dict(found.formats.most_common()),

@@ -95,7 +95,7 @@ def _replicas(arguments: Replicas, settings: Settings) -> dict[str, Any]:
 
 
 def _max_batch_size(arguments: Replicas, settings: Settings) -> int:
-    """Return the maximum batch size; without the setting, as `default_max_batch_size` in models/backends chooses it.
+    """Return the maximum batch size; without the setting an estimate, since a replica's machine is unknown here.
 
     Fewer concurrent requests leave batches partly empty; more have to wait for the next batch.
     """
@@ -123,9 +123,9 @@ def with_absolute_paths(settings: Settings, folder: Path) -> Settings:
 
 
 def _model(stated: str, folder: Path) -> str:
-    served_as, source = split_name(stated)
+    name, source = split_name(stated)
     absolute = _source(source, folder)
-    return absolute if served_as is None else f"{served_as}={absolute}"
+    return absolute if name is None else f"{name}={absolute}"
 
 
 def _source(name: str, folder: Path) -> str:

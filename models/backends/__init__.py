@@ -15,9 +15,10 @@ from importlib import import_module
 import torch
 
 from models.backends.backend import DEFAULT_CACHE_FOLDER, Backend, BackendOptions, BatchHints
-from models.hardware.placement import Placement, Precision, at_precision, device_of
+from models.hardware.placement import Placement, at_precision, device_of
 from models.interface.errors import DeviceUnavailableError
 from models.interface.extras import install_command, installed
+from models.interface.model_sources import Precision
 from models.loading.load import LoadedModel
 
 __all__ = [
@@ -101,13 +102,13 @@ def names() -> tuple[str, ...]:
     return tuple(name for name, registered in BACKENDS.items() if registered.selectable)
 
 
-def place(device: str, precision: Precision, backend: str) -> Placement:
-    """Return the placement asked for. Device `auto` is CUDA, else MPS, else the CPU; backend `auto` is the preferred
-    one of the device that is installed, else eager.
+def place(devices: str, precision: Precision, backend: str) -> Placement:
+    """Return the placement asked for, on the first of a comma-separated list of devices. Device `auto` is CUDA, else
+    MPS, else the CPU; backend `auto` is the preferred one of the device that is installed, else eager.
 
     Raises DeviceUnavailableError for what is not available or does not go together.
     """
-    found = device_of(device)
+    found = device_of(devices.split(",", maxsplit=1)[0].strip())
     placement = at_precision(Placement(found, "fp32", _selected(found, backend)), precision)
     check(placement)
     package = BACKENDS[placement.backend].int8_package
@@ -117,8 +118,8 @@ def place(device: str, precision: Precision, backend: str) -> Placement:
 
 
 def place_all(devices: str, precision: Precision, backend: str) -> tuple[Placement, ...]:
-    """As `place`, for one device or a comma-separated list of different ones of one type: others' answers differ."""
-    placements = tuple(place(name.strip(), precision, backend) for name in devices.split(","))
+    """As `place`, on each of a list of different devices of one type: answers of other types differ."""
+    placements = tuple(place(name, precision, backend) for name in devices.split(","))
     found = {each.device for each in placements}
     if len(found) < len(placements) or len({device.type for device in found}) > 1:
         raise DeviceUnavailableError(devices, "list different devices of one type, such as cuda:0,cuda:1")

@@ -48,8 +48,8 @@ class BatchHints:
 
     `max_batch_size`: images of one batch at most.
     `warm_up_sizes`: batch sizes to run before the model is ready.
-    `max_in_flight`: batches that may run at the same time. Two keep the device from waiting between batches; one where
-    a second batch would only slow down the first.
+    `max_concurrent_batches`: batches that may run at the same time. Two keep the device from waiting between batches;
+    one where a second batch would only slow down the first.
     `overlap_min_size`: smallest batch whose images run on separate cores. The next batch may then start on the cores
     that are free. None if a batch occupies the whole device until it ends.
     `intra_op_threads`: threads that PyTorch may use for one operation in the thread that calls `run`. More than one
@@ -60,7 +60,7 @@ class BatchHints:
 
     max_batch_size: int
     warm_up_sizes: tuple[int, ...]
-    max_in_flight: int = 1
+    max_concurrent_batches: int = 1
     overlap_min_size: int | None = None
     intra_op_threads: int = 1
     memory_note: str | None = None
@@ -78,8 +78,9 @@ class Backend(Protocol):
         """Return features (N, D) and logits (N, C), of a floating-point type and on a device of the backend's choice,
         for (N, 3, side, side) uint8 pixels on the CPU, channels last in memory.
 
-        Called under inference_mode, by up to `hints.max_in_flight` threads at the same time. A backend that runs a
-        batch in pieces raises AllCancelledError if the token is cancelled before a piece.
+        Called under inference_mode, by up to `hints.max_concurrent_batches` threads at the same time. A backend that
+        runs a batch in pieces raises AllCancelledError if the token is cancelled before a piece. If memory runs out, it
+        raises MemoryError, or an error that `memory.ran_out` recognizes.
         """
 
     def close(self) -> None:

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from models.backends.backend import Backend, BackendOptions, BatchHints, default_max_batch_size, next_multiple, padded
 from models.backends.openvino_conversion import converted
 from models.hardware import cores
-from models.hardware.placement import Precision
 from models.interface.errors import DeviceUnavailableError
+from models.interface.model_sources import Precision
 from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
@@ -77,7 +77,7 @@ class OpenVinoBackend(Backend):
             max_batch_size=max_batch_size,
             warm_up_sizes=(1, max_batch_size),
             # A core that is done with its pieces of the first batch goes on with pieces of the second.
-            max_in_flight=1 if streams is None else 2,
+            max_concurrent_batches=1 if streams is None else 2,
             overlap_min_size=None if streams is None else smallest_per_core,
             memory_note="OpenVINO has memory of its own",
             retained_note="its forward runs outside PyTorch",

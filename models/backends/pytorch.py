@@ -64,7 +64,7 @@ class EagerBackend(Backend):
             max_batch_size=max_batch_size,
             warm_up_sizes=(1, max_batch_size),
             # Workers that are done with the first batch's pieces go on with the second's.
-            max_in_flight=2 if concurrent else 1,
+            max_concurrent_batches=2 if concurrent else 1,
             # A batch of one image occupies one worker, and leaves the others free.
             overlap_min_size=1 if concurrent else None,
             intra_op_threads=1 if concurrent else cores.available_cores(),

@@ -70,7 +70,7 @@ class RecordedBackend(Backend):
         self.hints = BatchHints(
             max_batch_size=max_batch_size,
             warm_up_sizes=self._buckets,
-            max_in_flight=_IN_FLIGHT,
+            max_concurrent_batches=_IN_FLIGHT,
             memory_note=(
                 "its kernels were recorded together with the memory that they work in" if self._recorded else None
             ),

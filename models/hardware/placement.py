@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
 from models.interface.errors import DeviceUnavailableError
-
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+from models.interface.model_sources import Precision
 
 _DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,

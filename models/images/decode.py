@@ -39,7 +39,7 @@ _EXIF_PREFIX = b"Exif\0\0"
 _ORIENTATION_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 # Orientations that swap width and height.
 ON_ITS_SIDE = frozenset({5, 6, 7, 8})
-# Formats whose readers apply the orientation themselves.
+# Formats, by Pillow's names, whose readers apply the orientation themselves.
 _UPRIGHT = frozenset({"TIFF", "HEIF"})
 
 # MPO: a JPEG to which a camera appends further pictures. The first one is used.

@@ -52,9 +52,9 @@ class DecodeJob(Protocol):
 
 
 # How a job ended: (3, crop, crop) uint8, an error, or None if it was cancelled.
-Outcome = torch.Tensor | Exception | None
+Decoded = torch.Tensor | Exception | None
 # Called at the end of a job, in the thread that ran it. Must not raise.
-Done = Callable[[Outcome], None]
+Done = Callable[[Decoded], None]
 
 
 class DecodePool:
@@ -92,24 +92,24 @@ class DecodePool:
         # Start of the current decode, by thread.
         self._since: dict[int, float] = {}
 
-    def preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
+    def decode(self, job: DecodeJob, transform: Transform, done: Done) -> None:
         """Queue a decode and resize, and call `done` at its end. Called from any thread. Raises DrainingError once
         closed."""
-        _execute(self._executor, partial(self._preprocess, job, transform, done))
+        _execute(self._executor, partial(self._decode, job, transform, done))
 
     def submit(self, encoded: bytes, transform: Transform) -> Future[torch.Tensor]:
         """Queue a decode and resize, and return its future, which raises ImageError and DecodersBusyError. The lens
-        uses it; requests use `preprocess`."""
+        uses it; requests use `decode`."""
         future: Future[torch.Tensor] = Future()
 
-        def done(outcome: Outcome) -> None:
+        def done(outcome: Decoded) -> None:
             if isinstance(outcome, torch.Tensor):
                 future.set_result(outcome)
             else:
                 future.set_exception(outcome or DrainingError())
 
         future.set_running_or_notify_cancel()
-        self.preprocess(_Awaited(encoded), transform, done)
+        self.decode(_Awaited(encoded), transform, done)
         return future
 
     def stuck(self, longest_s: float) -> str | None:
@@ -137,10 +137,10 @@ class DecodePool:
             decoder.close()
         self._memory.close()
 
-    def _preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
+    def _decode(self, job: DecodeJob, transform: Transform, done: Done) -> None:
         thread = threading.get_ident()
         self._since[thread] = perf_counter()
-        outcome: Outcome = None
+        outcome: Decoded = None
         try:
             if not job.cancel_token.cancelled:
                 outcome = self._decode_here(job, transform, done)
@@ -187,7 +187,7 @@ class DecodePool:
             raise
 
     def _run_in_process(self, cost: DecodeCost, decode: Callable[[], torch.Tensor | None], done: Done) -> None:
-        outcome: Outcome
+        outcome: Decoded
         try:
             outcome = decode()
         except Exception as error:  # noqa: BLE001 - as above

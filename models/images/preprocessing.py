@@ -1,4 +1,5 @@
-"""From an image file to the input of a model: serving, calibration and jobs all use these functions."""
+"""From an image file to the input of a model. Calibration and jobs call `preprocess`; the decode pool of the server
+takes the same steps, of which `decode_strips` may run in a decoder process."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from torch import nn
 from models import backends
 from models.backends import Backend, BatchHints
 from models.hardware import memory
-from models.hardware.placement import Precision
 from models.images import samples
 from models.images.preprocessing import Transform
 from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import DisagreementError, WarmUpError
+from models.interface.model_sources import Precision
 from models.interface.request import NEVER_CANCELLED, AllCancelled, CancelToken, InferenceRequest
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
@@ -82,7 +82,7 @@ class Engine:
         """Prepare the current thread for calls of `run`. Call once in each such thread."""
         torch.set_num_threads(self.hints.intra_op_threads)
         device = self.model.placement.device
-        if self.hints.max_in_flight > 1 and device.type == "cuda":
+        if self.hints.max_concurrent_batches > 1 and device.type == "cuda":
             # With a stream of their own, threads copy, compute and wait independently. The model is loaded before.
             torch.cuda.synchronize(device)
             torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # PyTorch's own

@@ -47,7 +47,7 @@ class ModelFacts(Protocol):
 
 
 class Pipeline:
-    """Answers requests to one model. Event loop only, except `_queue_decoded` and what it calls, in the
+    """Answers requests to one model. Event loop only, except `_decode_ended` and what it calls, in the
     decode pool."""
 
     def __init__(
@@ -77,7 +77,8 @@ class Pipeline:
     async def predict(self, request: InferenceRequest) -> list[Prediction | ImageError]:
         """Return one result per image, in order; an ImageError for an image that is at fault itself.
 
-        Raises OverloadedError, DrainingError, DeadlineExceededError, ForwardError for the request as a whole.
+        Raises AtCapacityError, DrainingError, ModelDownError, ModelGoneError, OutOfMemoryError, DeadlineExceededError
+        and ForwardError for the request as a whole.
         Cancelling the task drops images that are not decoded or not in a batch yet. Cancelling the request's token
         does the same but raises nothing, so the task must be cancelled as well.
         """
@@ -152,7 +153,7 @@ class Pipeline:
                 return
             self._decoding.add(job)
             try:
-                self._decode_pool.preprocess(job, self._model.transform, partial(self._queue_decoded, job, undecoded))
+                self._decode_pool.decode(job, self._model.transform, partial(self._decode_ended, job, undecoded))
             except Exception as error:  # noqa: BLE001 - every error is an answer to the client; the pool goes on
                 # The pool is closed or has no thread, so it will not decode the other images either.
                 job.fail(error)
@@ -160,7 +161,7 @@ class Pipeline:
             else:
                 return
 
-    def _queue_decoded(
+    def _decode_ended(
         self, job: ImageJob, undecoded: deque[ImageJob], outcome: torch.Tensor | Exception | None
     ) -> None:
         """Called by the decode pool, from one of its threads."""

@@ -52,7 +52,8 @@ class Budget:
 
 
 class Admission(Budget):
-    """Admits at most `capacity` images at once. Event loop only. `expected_seconds(n)` predicts when n are answered.
+    """Admits at most `capacity` images at once. Event loop only. `expected_seconds(n)` predicts in how
+    many seconds n are answered: their forwards alone, and 0 before the first batch.
 
     If several processes share the capacity, `admitted_elsewhere` returns how many images the others have admitted, and
     `on_change` receives the number that this one has. Two processes may both admit the last image.
@@ -66,7 +67,8 @@ class Admission(Budget):
         admitted_elsewhere: Callable[[], int] = lambda: 0,
         on_change: Callable[[int], None] = lambda _images: None,
     ) -> None:
-        super().__init__(capacity, lambda used: OverloadedError(capacity, expected_seconds(int(used))))
+        super().__init__(capacity, lambda used: OverloadedError(capacity, self.expected_seconds(int(used))))
+        self.expected_seconds = expected_seconds
         self._admitted_elsewhere = admitted_elsewhere
         self._on_change = on_change
         self._closed = False
@@ -116,7 +118,7 @@ class Admission(Budget):
 
     @contextmanager
     def admit(self, images: int) -> Iterator[None]:
-        """Admit all images of a request, or none. Raises DrainingError, OverloadedError."""
+        """Admit all images of a request, or none. Raises DrainingError, AtCapacityError."""
         if self._closed:
             raise DrainingError
         self.acquire(images)

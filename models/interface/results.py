@@ -23,8 +23,8 @@ class ScoredClass:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One image's result: the top classes, most probable first; features (D,) float32; the time its decode was
-    submitted (`perf_counter`), the seconds of each stage, and its batch. `all_probabilities` are those of all classes
+    """One image's result: the top classes, most probable first; features (D,) float32; the time its request was
+    admitted (`perf_counter`), the seconds of each stage, and its batch. `all_probabilities` are those of all classes
     by index, (C,) float32, if the request asked for them."""
 
     classes: tuple[ScoredClass, ...]

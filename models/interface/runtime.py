@@ -53,8 +53,8 @@ class Runtime(Protocol):
 
         Cancelling the call drops the images that are not in a batch yet.
 
-        Raises UnknownModelError, ModelDownError, NoClassesError, OverloadedError, DecodersBusyError, DrainingError,
-        ModelGoneError, OutOfMemoryError, DeadlineExceededError, ForwardError.
+        Raises UnknownModelError, ModelDownError, NoClassesError, AtCapacityError, DrainingError, ModelGoneError,
+        OutOfMemoryError, DeadlineExceededError, ForwardError.
         """
 
     async def compare(

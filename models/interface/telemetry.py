@@ -25,7 +25,8 @@ class InstanceId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """The seconds of one image in each stage. `queue` is from the end of its decode to the start of its forward."""
+    """The seconds of one image in each stage. `decode` is from the request's admission, so it includes the wait for a
+    decode thread; `queue` is from the end of the decode to the start of the forward."""
 
     decode: float
     queue: float
@@ -82,7 +83,7 @@ class DeviceState:
 
 class Telemetry:
     """Receives the reports, and ignores them: subclasses record what they are for. Any thread may call it: the event
-    loop, batch threads and the supervisor do. Implementations are thread-safe and never raise."""
+    loop, decode threads, batch threads and the supervisor do. Implementations are thread-safe and never raise."""
 
     def batch_ran(self, report: BatchReport) -> None:
         """A batch was answered."""

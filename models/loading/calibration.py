@@ -12,10 +12,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.hardware.placement import Precision
 from models.images.preprocessing import Transform, preprocess
 from models.interface.errors import ImageError, StartError
-from models.interface.model_sources import expand_home
+from models.interface.model_sources import Precision, expand_home
 from models.interface.request import ImageLimits
 
 _log = logging.getLogger(__name__)

@@ -55,9 +55,9 @@ def find(stated: str) -> ModelSpec:
 
     Raises UnknownCatalogNameError with similar names, ModelFolderError, which says how to make a model folder of a file
     with weights, and StartError for a name that no model can have."""
-    served_as, source = split_name(stated)
+    name, source = split_name(stated)
     spec = _found_at(source)
-    return spec if served_as is None else replace(spec, name=check_name(served_as))
+    return spec if name is None else replace(spec, name=check_name(name))
 
 
 def _found_at(source: str) -> ModelSpec:

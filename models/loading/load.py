@@ -1,4 +1,4 @@
-"""Load a catalog entry: a network in eval mode, on its device, with a fingerprint.
+"""Load a model of the catalog or a folder: a network in eval mode, on its device, with a fingerprint.
 
 Never under inference_mode: parameters created there stay inference tensors, and the lens could not run a forward with
 gradients on them.

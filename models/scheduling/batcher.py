@@ -4,9 +4,10 @@ Work-conserving: an idle device takes the queued items at once, even a single on
 form the next batch. Fair: fairness keys take turns. The batches run in threads of the batcher, so a busy event loop
 never delays one.
 
-With `max_in_flight` 2, a full batch starts while another runs: waiting would not enlarge it, and the device finds its
-next work ready when it ends the current batch. A batch that is not full waits for the device, unless the running
-batches allow an overlap: on CPUs where each core runs its own images, a core that is done need not wait for the others.
+With `max_concurrent_batches` 2, a full batch starts while another runs: waiting would not enlarge it, and the device
+finds its next work ready when it ends the current batch. A batch that is not full waits for the device, unless the
+running batches allow an overlap: on CPUs where each core runs its own images, a core that is done need not wait for the
+others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from models.interface.errors import DrainingError, ForwardError, OverloadedError
 from models.interface.request import AllCancelledError
 from models.interface.telemetry import BatchReport, InstanceId, Trigger
 from models.scheduling.fairness import FairQueue
-from models.scheduling.in_flight import InFlight, RunningBatch
+from models.scheduling.running_batches import RunningBatch, RunningBatches
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Batcher(Generic[Item, Result]):
     name, device: the model and where `run_batch` runs it, for the reports.
     max_wait_s: longest delay of the oldest item while its batch fills; 0 never delays.
     queue_capacity: items in the queue, at most.
-    max_in_flight: batches that run concurrently, each in its own thread.
+    max_concurrent_batches: batches that run concurrently, each in its own thread.
     overlap_min_size: smallest batch, if not a full one, alongside which a batch of any size may start; None: none.
     fairness_key: returns the key of an item; by default every item has its own.
     prepare: runs first in each thread, one after another. The constructor raises what it raises.
@@ -83,7 +84,7 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: int = 32,
         max_wait_s: float = 0.0,
         queue_capacity: int = 256,
-        max_in_flight: int = 1,
+        max_concurrent_batches: int = 1,
         overlap_min_size: int | None = None,
         fairness_key: Callable[[Item], Hashable] = lambda _item: object(),
         prepare: Callable[[], None] = lambda: None,
@@ -104,12 +105,12 @@ class Batcher(Generic[Item, Result]):
         self._forming = False
         # Items whose clients have disconnected since the last batch was formed.
         self._dropped = 0
-        self._in_flight: InFlight[_Batch[Item, Result]] = InFlight(
+        self._running: RunningBatches[_Batch[Item, Result]] = RunningBatches(
             full_size=max_batch_size, overlap_min_size=overlap_min_size
         )
         self._threads: list[threading.Thread] = []
         try:
-            for _ in range(max_in_flight):
+            for _ in range(max_concurrent_batches):
                 self._start_thread(prepare)
         except BaseException:
             self.close(_CLOSE_TIMEOUT_S)
@@ -129,7 +130,7 @@ class Batcher(Generic[Item, Result]):
     def unanswered(self) -> int:
         """Items in the queue and in running batches."""
         with self._changed:
-            return len(self._queue) + sum(len(batch.entries) for batch in self._in_flight)
+            return len(self._queue) + sum(len(batch.entries) for batch in self._running)
 
     def oldest_age_seconds(self) -> float:
         """How long the oldest item has been in the queue; 0 if the queue is empty."""
@@ -139,11 +140,11 @@ class Batcher(Generic[Item, Result]):
     def running_seconds(self) -> float:
         """How long the oldest running batch has taken so far; 0 while none runs."""
         with self._changed:
-            return self._in_flight.running_seconds(perf_counter())
+            return self._running.running_seconds(perf_counter())
 
     def expected_seconds(self, items: int) -> float:
         """How long the device needs for `items` at the pace of recent batches; 0 before the first batch."""
-        return self._in_flight.expected_seconds(items)
+        return self._running.expected_seconds(items)
 
     def submit(self, item: Item, *, future: Future[Completed[Result]] | None = None) -> Future[Completed[Result]]:
         """Queue one item. Cancelling its future removes the item from the queue.
@@ -184,7 +185,7 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             self._closed = True
             self._refusal = error
-            running = self._in_flight.clear()
+            running = self._running.clear()
             waiting = [self._queue.popleft() for _ in range(len(self._queue))]
             self._changed.notify_all()
         for batch in running:
@@ -248,7 +249,7 @@ class Batcher(Generic[Item, Result]):
             self._dropped += len(cancelled)
             batch = _Batch(
                 began_at=perf_counter(),
-                allows_overlap=self._in_flight.allows_overlap(len(entries)),
+                allows_overlap=self._running.allows_overlap(len(entries)),
                 entries=entries,
                 trigger="full" if len(entries) == self._max_batch_size else trigger,
                 dropped=self._dropped,
@@ -256,14 +257,14 @@ class Batcher(Generic[Item, Result]):
             )
             if entries:
                 self._dropped = 0
-                self._in_flight.begin(batch)
+                self._running.begin(batch)
             return batch
 
     def _can_form(self) -> bool:
         """Return whether this thread may form a batch now."""
         if self._forming or not self._queue:
             return False
-        return self._in_flight.may_start or len(self._queue) >= self._max_batch_size
+        return self._running.may_start or len(self._queue) >= self._max_batch_size
 
     def _delay_batch(self) -> Trigger:
         """Wait until the batch is full or its oldest item has waited for `max_wait_s`."""
@@ -306,10 +307,10 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             ended_at = perf_counter()
             # After `abandon` its items have their errors already.
-            unanswered = batch in self._in_flight
-            busy_seconds = self._in_flight.end(batch, ended_at)
+            unanswered = batch in self._running
+            busy_seconds = self._running.end(batch, ended_at)
             if not stopped:
-                self._in_flight.learn_pace(busy_seconds, size)
+                self._running.learn_pace(busy_seconds, size)
             self._changed.notify_all()
         report = BatchReport(
             self._instance,

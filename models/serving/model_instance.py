@@ -11,12 +11,13 @@ from typing import Protocol
 from models import backends
 from models.backends import DEFAULT_CACHE_FOLDER, BackendOptions
 from models.hardware import memory
-from models.hardware.placement import Placement, Precision
+from models.hardware.placement import Placement
 from models.images.decode_pool import DecodePool
 from models.inference.engine import Engine, with_fresh_conversion
 from models.inference.image_job import BatchItem, ItemOutput, LocalQueue
 from models.interface.admission import Admission
 from models.interface.errors import NoRoomError
+from models.interface.model_sources import Precision
 from models.interface.request import ImageLimits
 from models.interface.telemetry import BatchReport, InstanceId, InstanceState, Telemetry
 from models.loading import catalog
@@ -196,7 +197,7 @@ def _start_loaded(model: LoadedModel, spec: ModelSpec, context: ServingContext, 
             max_batch_size=engine.hints.max_batch_size,
             max_wait_s=options.max_wait_s,
             queue_capacity=options.queue_capacity if context.remote is None else context.remote.queue_capacity,
-            max_in_flight=engine.hints.max_in_flight,
+            max_concurrent_batches=engine.hints.max_concurrent_batches,
             overlap_min_size=engine.hints.overlap_min_size,
             fairness_key=lambda item: item.request.fairness_key,
             prepare=prepare,

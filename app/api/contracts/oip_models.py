@@ -75,9 +75,9 @@ def model_metadata(view: View) -> dict[str, Any]:
     }
 
 
-def model_configuration(view: View, max_batch_size: int) -> dict[str, Any]:
-    """Return the configuration of a view as Triton has it; dimensions leave out that of the batch. `max_batch_size` is
-    the most images of a request."""
+def model_configuration(view: View, most_images: int) -> dict[str, Any]:
+    """Return the configuration of a view as Triton has it; dimensions leave out that of the batch. `most_images` is
+    that of a request."""
     datatype = "STRING" if view.input == "files" else _input_datatype(view)
     labels = {"label_filename": "labels.txt"} if view.output == PROBABILITIES else {}
     return {
@@ -85,7 +85,7 @@ def model_configuration(view: View, max_batch_size: int) -> dict[str, Any]:
         "platform": PLATFORM,
         "backend": BACKEND,
         "version_policy": {"latest": {"num_versions": 1}},
-        "max_batch_size": max_batch_size,
+        "max_batch_size": most_images,
         "input": [
             {
                 "name": INPUT,

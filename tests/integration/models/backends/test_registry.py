@@ -52,7 +52,7 @@ def test_one_module_and_one_entry_in_the_registry_make_a_backend(
     made = backends.make(model, BackendOptions())
 
     assert isinstance(made, AnotherBackend)
-    assert (made.hints.max_batch_size, made.hints.max_in_flight, made.hints.overlap_min_size) == (3, 1, None)
+    assert (made.hints.max_batch_size, made.hints.max_concurrent_batches, made.hints.overlap_min_size) == (3, 1, None)
     assert made.run(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).features.shape[0] == 2
 
 
@@ -110,6 +110,10 @@ def test_devices_that_cannot_share_a_model_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(backends, "device_of", torch.device)
     with pytest.raises(DeviceUnavailableError, match="list different devices of one type, such as cuda:0,cuda:1"):
         backends.place_all(devices, "fp32", "eager")
+
+
+def test_what_uses_one_device_takes_the_first_of_a_list() -> None:
+    assert str(backends.place("cpu:0, cpu", "fp32", "eager").device) == "cpu:0"
 
 
 def test_a_backend_whose_package_is_not_installed_is_refused_with_the_command_that_installs_it(

@@ -155,7 +155,7 @@ def test_an_expensive_image_of_a_disconnected_client_is_not_decoded(held: _Held)
     first = pool.submit(TIFF, _TRANSFORM)
     held.began.get(timeout=_PATIENCE_S)
     job, outcome = _CancellableJob(), Future[object]()
-    pool.preprocess(job, _TRANSFORM, outcome.set_result)
+    pool.decode(job, _TRANSFORM, outcome.set_result)
     # The pool's one thread has handed it over by then.
     pool.submit(JPEG, _TRANSFORM).result(_PATIENCE_S)
     job.cancel_token.cancel()

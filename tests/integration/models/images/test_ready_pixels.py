@@ -112,7 +112,7 @@ def test_the_decode_pool_copies_them_in_a_thread() -> None:
 
     outcomes: list[Any] = []
     pool = DecodePool(1, ImageLimits())
-    pool.preprocess(Job(), _TRANSFORM, outcomes.append)
+    pool.decode(Job(), _TRANSFORM, outcomes.append)
     assert pool.close(30)
 
     np.testing.assert_array_equal(outcomes[0].numpy(), _PIXELS)

@@ -59,7 +59,7 @@ def threads(engine: Engine) -> Iterator[ThreadPoolExecutor]:
 def test_a_backend_that_splits_batches_over_cores_runs_two_and_allows_overlap_from_one_image_per_core(
     engine: Engine,
 ) -> None:
-    assert engine.hints.max_in_flight == 2
+    assert engine.hints.max_concurrent_batches == 2
     # `eager` runs a single image on one core, `openvino` on all of them.
     expected = {"eager": 1, "openvino": cores.available_cores()}
     assert engine.hints.overlap_min_size == expected[engine.model.placement.backend]

@@ -104,6 +104,10 @@ def test_the_table_names_its_model_and_has_vectors_of_one_length(
     assert len(schema.metadata[b"gradless.fingerprint"]) == 16
 
 
+def test_of_several_devices_a_job_uses_the_first(job_request: JobRequest, options: ServingOptions) -> None:
+    assert done(job_request, replace(options, device="cpu:0, cpu")) == 1
+
+
 def test_a_broken_file_is_listed_with_its_reason(job_request: JobRequest, options: ServingOptions) -> None:
     with closing(FolderJob(job_request, options)) as work:
         listed_errors = [fault for step in work.steps() for fault in step.faults]

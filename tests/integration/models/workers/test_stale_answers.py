@@ -197,7 +197,7 @@ def _mapped() -> int:
 @pytest.fixture
 def gated_decode(monkeypatch: pytest.MonkeyPatch, gate: threading.Event, entered: threading.Event) -> None:
     """Have each decode wait at the gate at its end."""
-    preprocess = DecodePool.preprocess
+    preprocess = DecodePool.decode
 
     def gated(pool: DecodePool, job: DecodeJob, transform: Transform, done: Done) -> None:
         def held(outcome: torch.Tensor | Exception | None) -> None:

@@ -29,14 +29,14 @@ rounds = st.lists(st.lists(st.booleans(), max_size=9), min_size=1, max_size=5)
 @given(
     rounds=rounds,
     max_batch_size=st.integers(1, 5),
-    max_in_flight=st.integers(1, 3),
+    max_concurrent_batches=st.integers(1, 3),
     overlap_min_size=st.one_of(st.none(), st.integers(1, 5)),
 )
 def test_batches_partition_the_accepted_and_kept_items_in_order_none_above_the_limit(
     new_device: Callable[[], GatedDevice],
     rounds: list[list[bool]],
     max_batch_size: int,
-    max_in_flight: int,
+    max_concurrent_batches: int,
     overlap_min_size: int | None,
 ) -> None:
     device = new_device()
@@ -45,7 +45,7 @@ def test_batches_partition_the_accepted_and_kept_items_in_order_none_above_the_l
         device.run,
         name="m",
         max_batch_size=max_batch_size,
-        max_in_flight=max_in_flight,
+        max_concurrent_batches=max_concurrent_batches,
         overlap_min_size=overlap_min_size,
         on_batch=reports.append,
     )
@@ -58,7 +58,7 @@ def test_batches_partition_the_accepted_and_kept_items_in_order_none_above_the_l
             future = batcher.submit(item)
             if not (cancel and future.cancel()):
                 # With one batch thread, which is busy, every queued item can be cancelled.
-                assert not cancel or max_in_flight > 1
+                assert not cancel or max_concurrent_batches > 1
                 kept[item] = future
         if sum(map(len, device.batches)) < len(kept):
             device.finish_one()

@@ -23,7 +23,7 @@ NewBatcher = Callable[..., Batcher[Any, Any]]
 
 
 def test_a_full_batch_starts_while_another_runs(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=2)
     batcher.submit(1)
     device.wait_until_busy()
     batcher.submit(2)
@@ -33,7 +33,7 @@ def test_a_full_batch_starts_while_another_runs(new_batcher: NewBatcher, device:
 
 
 def test_a_batch_that_is_not_full_waits_for_the_device(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=3)
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=3)
     running = batcher.submit(1)
     device.wait_until_busy()
     waiting = [batcher.submit(item) for item in (2, 3)]
@@ -49,7 +49,7 @@ def test_a_batch_that_is_not_full_waits_for_the_device(new_batcher: NewBatcher, 
 def test_a_batch_that_is_not_full_starts_alongside_a_batch_that_allows_overlap(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=3, overlap_min_size=1)
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=3, overlap_min_size=1)
     batcher.submit(1)
     device.wait_until_busy()
     batcher.submit(2)
@@ -60,7 +60,7 @@ def test_a_batch_that_is_not_full_starts_alongside_a_batch_that_allows_overlap(
 def test_only_a_full_batch_starts_alongside_a_batch_below_the_overlap_size(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=3, overlap_min_size=2)
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=3, overlap_min_size=2)
     batcher.submit(1)
     device.wait_until_busy()
     for item in (2, 3):
@@ -72,7 +72,7 @@ def test_only_a_full_batch_starts_alongside_a_batch_below_the_overlap_size(
 
 
 def test_a_full_batch_allows_no_overlap(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=2, overlap_min_size=2)
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=2, overlap_min_size=2)
     first = batcher.submit(0)
     device.wait_until_busy()
     for item in (1, 2):
@@ -91,7 +91,7 @@ def test_a_full_batch_allows_no_overlap(new_batcher: NewBatcher, device: GatedDe
 def test_a_batch_that_started_alongside_another_allows_overlap_at_any_size(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=3, overlap_min_size=2)
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=3, overlap_min_size=2)
     held = [batcher.submit(0)]
     device.wait_until_busy()
     held += [batcher.submit(item) for item in (1, 2)]
@@ -108,8 +108,8 @@ def test_a_batch_that_started_alongside_another_allows_overlap_at_any_size(
     assert device.batches == [[0], [1, 2], [3], [4]]
 
 
-def test_no_more_batches_run_than_max_in_flight(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=1)
+def test_no_more_batches_run_than_max_concurrent_batches(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=1)
     futures = [batcher.submit(item) for item in range(3)]
     device.wait_until_busy()
     device.wait_until_busy()
@@ -127,7 +127,7 @@ def test_the_forward_time_of_a_queued_batch_starts_when_the_previous_batch_ends(
         assert finish[items[0]].wait(_PATIENCE_S)
         return items
 
-    batcher: Batcher[int, int] = Batcher(run, name="m", max_in_flight=2, max_batch_size=1)
+    batcher: Batcher[int, int] = Batcher(run, name="m", max_concurrent_batches=2, max_batch_size=1)
     futures = []
     for item in (1, 2):
         futures.append(batcher.submit(item))
@@ -158,7 +158,7 @@ def test_overlapping_batches_have_their_own_forward_times_and_share_the_busy_tim
         assert finish[items[0]].wait(_PATIENCE_S)
         return items
 
-    batcher: Batcher[int, int] = Batcher(run, name="m", max_in_flight=2, max_batch_size=4, overlap_min_size=1)
+    batcher: Batcher[int, int] = Batcher(run, name="m", max_concurrent_batches=2, max_batch_size=4, overlap_min_size=1)
     futures = {}
     for item in (1, 2):
         futures[item] = batcher.submit(item)
@@ -181,7 +181,7 @@ def test_overlapping_batches_have_their_own_forward_times_and_share_the_busy_tim
 
 
 def test_running_seconds_are_those_of_the_oldest_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=1)
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=1)
     batcher.submit(1)
     device.wait_until_busy()
     before = perf_counter()
@@ -194,7 +194,7 @@ def test_running_seconds_are_those_of_the_oldest_batch(new_batcher: NewBatcher, 
 def test_items_of_both_batches_each_have_their_own_error_when_the_batcher_is_abandoned(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=2)
     futures = [batcher.submit(1)]
     device.wait_until_busy()
     futures += [batcher.submit(item) for item in (2, 3)]
@@ -213,7 +213,9 @@ def test_one_thread_forms_a_delayed_batch() -> None:
         batches.append(list(items))
         return items
 
-    batcher: Batcher[int, int] = Batcher(run, name="m", max_in_flight=2, max_batch_size=4, max_wait_s=_PATIENCE_S)
+    batcher: Batcher[int, int] = Batcher(
+        run, name="m", max_concurrent_batches=2, max_batch_size=4, max_wait_s=_PATIENCE_S
+    )
     futures = [batcher.submit(item) for item in range(4)]
     wait(futures, _PATIENCE_S)
     assert batcher.close(_PATIENCE_S)
@@ -227,7 +229,7 @@ def test_another_thread_runs_the_full_batch_that_is_left_after_a_delayed_one(
     # Otherwise the kernel decides which thread gets the lock first.
     patched = SimpleNamespace(Condition=lambda: changed, Thread=threading.Thread)
     monkeypatch.setattr("models.scheduling.batcher.threading", patched)
-    batcher = new_batcher(max_in_flight=2, max_batch_size=2, max_wait_s=_PATIENCE_S)
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=2, max_wait_s=_PATIENCE_S)
     batcher.submit(0)
     assert changed.forming.wait(_PATIENCE_S)
     with changed:
@@ -270,7 +272,7 @@ def test_the_batch_threads_are_prepared_one_after_another() -> None:
         threads.append(threading.get_ident())
         inside.release()
 
-    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", max_in_flight=2, prepare=prepare)
+    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", max_concurrent_batches=2, prepare=prepare)
     assert len(set(threads)) == len(threads) == 2
     assert batcher.close(_PATIENCE_S)
 
@@ -287,7 +289,7 @@ def test_the_started_threads_end_if_another_cannot_start(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(threading.Thread, "start", only_one)
     with pytest.raises(RuntimeError, match="new thread"):
-        Batcher(lambda items: items, name="m", max_in_flight=2)
+        Batcher(lambda items: items, name="m", max_concurrent_batches=2)
     started[0].join(_PATIENCE_S)
     assert not started[0].is_alive()
 
@@ -302,6 +304,6 @@ def test_the_error_of_a_thread_that_cannot_be_prepared_is_raised_and_the_others_
             raise LookupError("no such device")
 
     with pytest.raises(LookupError, match="no such device"):
-        Batcher(lambda items: items, name="m", max_in_flight=2, prepare=prepare)
+        Batcher(lambda items: items, name="m", max_concurrent_batches=2, prepare=prepare)
     assert len(prepared) == fails_at
     assert not any(thread.is_alive() for thread in prepared)

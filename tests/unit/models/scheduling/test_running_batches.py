@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.scheduling.in_flight import InFlight, RunningBatch
+from models.scheduling.running_batches import RunningBatch, RunningBatches
 
 _FULL = 4
 
@@ -16,9 +16,9 @@ steps = st.lists(
 )
 
 
-def _begun(in_flight: InFlight[RunningBatch], size: int, at: float) -> RunningBatch:
-    batch = RunningBatch(at, in_flight.allows_overlap(size))
-    in_flight.begin(batch)
+def _begun(batches: RunningBatches[RunningBatch], size: int, at: float) -> RunningBatch:
+    batch = RunningBatch(at, batches.allows_overlap(size))
+    batches.begin(batch)
     return batch
 
 
@@ -26,16 +26,16 @@ def _begun(in_flight: InFlight[RunningBatch], size: int, at: float) -> RunningBa
 def test_the_busy_seconds_of_all_batches_add_up_to_the_time_in_which_any_ran(
     steps: list[tuple[float, int]], overlap_min_size: int | None
 ) -> None:
-    in_flight: InFlight[RunningBatch] = InFlight(full_size=_FULL, overlap_min_size=overlap_min_size)
+    batches: RunningBatches[RunningBatch] = RunningBatches(full_size=_FULL, overlap_min_size=overlap_min_size)
     running: list[RunningBatch] = []
     now, busy, reported = 100.0, 0.0, 0.0
     for step, what in [*steps, *[(1.0, -1)] * len(steps)]:
         now += step
         busy += step if running else 0.0
         if what > 0:
-            running.append(_begun(in_flight, what, now))
+            running.append(_begun(batches, what, now))
         elif running:
-            seconds = in_flight.end(running.pop(what % len(running)), now)
+            seconds = batches.end(running.pop(what % len(running)), now)
             assert seconds >= 0
             reported += seconds
     assert not running
@@ -46,21 +46,21 @@ def test_the_busy_seconds_of_all_batches_add_up_to_the_time_in_which_any_ran(
 def test_no_overlap_alongside_a_full_batch_or_without_an_overlap_size(
     sizes: list[int], overlap_min_size: int | None
 ) -> None:
-    in_flight: InFlight[RunningBatch] = InFlight(full_size=_FULL, overlap_min_size=overlap_min_size)
-    assert in_flight.may_start
+    batches: RunningBatches[RunningBatch] = RunningBatches(full_size=_FULL, overlap_min_size=overlap_min_size)
+    assert batches.may_start
     for size in sizes:
-        _begun(in_flight, size, 1.0)
+        _begun(batches, size, 1.0)
     if sizes and (overlap_min_size is None or _FULL in sizes):
-        assert not in_flight.may_start
+        assert not batches.may_start
 
 
 def test_a_cleared_batch_does_not_run_and_its_end_does_not_affect_others() -> None:
-    in_flight: InFlight[RunningBatch] = InFlight(full_size=_FULL, overlap_min_size=None)
-    removed = _begun(in_flight, 1, 100.0)
-    assert removed in in_flight
-    assert in_flight.clear() == [removed]
-    assert removed not in in_flight
-    after = _begun(in_flight, 1, 101.0)
-    assert in_flight.end(removed, 102.0) == pytest.approx(2)
-    assert after in in_flight
+    batches: RunningBatches[RunningBatch] = RunningBatches(full_size=_FULL, overlap_min_size=None)
+    removed = _begun(batches, 1, 100.0)
+    assert removed in batches
+    assert batches.clear() == [removed]
+    assert removed not in batches
+    after = _begun(batches, 1, 101.0)
+    assert batches.end(removed, 102.0) == pytest.approx(2)
+    assert after in batches
     assert after.began_at == 101.0

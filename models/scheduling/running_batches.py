@@ -25,7 +25,7 @@ class RunningBatch:
 BatchT = TypeVar("BatchT", bound=RunningBatch)
 
 
-class InFlight(Generic[BatchT]):
+class RunningBatches(Generic[BatchT]):
     """The batches in flight, in the order in which they began. Times are seconds of one monotonic clock.
 
     Not thread-safe, except `expected_seconds`. `overlap_min_size` is the smallest batch, if not a full one, alongside
