@@ -197,7 +197,7 @@ def _mapped() -> int:
 @pytest.fixture
 def gated_decode(monkeypatch: pytest.MonkeyPatch, gate: threading.Event, entered: threading.Event) -> None:
     """Have each decode wait at the gate at its end."""
-    preprocess = DecodePool.decode
+    decode = DecodePool.decode
 
     def gated(pool: DecodePool, job: DecodeJob, transform: Transform, done: Done) -> None:
         def held(outcome: torch.Tensor | Exception | None) -> None:
@@ -205,9 +205,9 @@ def gated_decode(monkeypatch: pytest.MonkeyPatch, gate: threading.Event, entered
             assert gate.wait(_TIMEOUT_S)
             done(outcome)
 
-        preprocess(pool, job, transform, held)
+        decode(pool, job, transform, held)
 
-    monkeypatch.setattr(DecodePool, "preprocess", gated)
+    monkeypatch.setattr(DecodePool, "decode", gated)
 
 
 @pytest.mark.usefixtures("gated_decode")

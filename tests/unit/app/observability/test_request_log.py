@@ -17,10 +17,6 @@ pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
-# Attributes that every log record has.
-_COMMON = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
-
-
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
     """Read the fields of the request lines so far, with their level."""
@@ -28,8 +24,10 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]
 
     def read() -> list[dict[str, Any]]:
         records = [record for record in caplog.records if record.name == "gradless.requests"]
+        # Attributes that every record has; Ray, once it is imported, adds one.
+        common = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
         return [
-            {"level": record.levelname} | {name: value for name, value in vars(record).items() if name not in _COMMON}
+            {"level": record.levelname} | {name: value for name, value in vars(record).items() if name not in common}
             for record in records
         ]
 
