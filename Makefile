@@ -38,7 +38,8 @@ PYTEST_ARGS ?= --numprocesses 4 --dist loadfile --no-loadscope-reorder --max-wor
 
 # Processes by the dozen read the same modules, and are to find them compiled.
 test: export PYTHONDONTWRITEBYTECODE :=
-# PyTorch's threads would wait for one another by spinning, and there are more of them here than cores.
+# Four workers share the cores: threads of PyTorch would wait for one another longer than they work.
+test: export OMP_NUM_THREADS := 1
 test: export OMP_WAIT_POLICY := PASSIVE
 # mypy takes half a minute of one core, and the tests' start does not fill the other.
 test: style $(TOOLS) ## lint and every layer of tests

@@ -111,14 +111,15 @@ def _end_later(seconds: float, reason: str, before: Callable[[], None]) -> None:
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Context in which SIGTERM, SIGINT and SIGHUP end the process with status 0 if a handler is installed.
+def ended_by_signals(serves: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Context in which SIGTERM, SIGINT and SIGHUP end the process with status 0 if a handler is installed, until
+    `serves`: from then on there may be requests, which the handler is to drain.
 
     This works even if a model load hangs in native code, where no Python signal handler runs. Main thread only.
     """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    threading.Thread(target=_end_at_signals, args=(reader,), name="signals", daemon=True).start()
+    threading.Thread(target=_end_at_signals, args=(reader, serves), name="signals", daemon=True).start()
     previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
         yield
@@ -127,9 +128,10 @@ def ended_by_signals() -> Iterator[None]:
         writer.close()
 
 
-def _end_at_signals(reader: socket.socket) -> None:
+def _end_at_signals(reader: socket.socket, serves: Callable[[], bool]) -> None:
     with reader:
         while number := reader.recv(1):
             if number[0] in {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
                 time.sleep(_HANDLERS_S)
-                os._exit(0)
+                if not serves():
+                    os._exit(0)

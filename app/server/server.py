@@ -113,7 +113,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - unused, always None
         """Start the application, then accept connections; replaces uvicorn's listening sockets."""
-        with ended_by_signals():
+        with ended_by_signals(lambda: self._parts.runtime is not None):
             await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)

@@ -143,7 +143,7 @@ class _Engine:
         except OSError as error:
             reason = start_error(error)
             refuse_to_start(StartError(f"{reason}. GRADLESS_HTTP_WORKERS=0 serves by one process"))
-        workers_ready = loop.create_task(self._must_succeed(self._server.wait_for_workers(self._worker_count)))
+        workers_ready = loop.create_task(self._must_succeed(self._workers.wait_until_serving(self._worker_count)))
         stopping = loop.create_task(self._stopping.wait())
         await asyncio.wait([workers_ready, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not self._stopping.is_set():

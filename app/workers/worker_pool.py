@@ -31,6 +31,8 @@ _MAX_FAILED_STARTS = 4
 # imported already.
 _UNRESPONSIVE_S = 20.0
 _CHECK_S = 1.0
+# Workers report ten times a second.
+_POLL_S = 0.02
 # If a check is late by so much, this process was stopped and its workers probably too: their time starts again.
 _LATE_S = 2.0
 # Time for a worker to end by itself that has lost its connection.
@@ -75,6 +77,11 @@ class WorkerPool:
         """Send a signal to each worker. From any thread."""
         for worker in list(self._workers.values()):
             worker.process.send_signal(number)
+
+    async def wait_until_serving(self, count: int) -> None:
+        """Return once that many workers serve: before, they have nothing to drain at SIGTERM."""
+        while sum(worker.serving for worker in self._workers.values()) < count:  # noqa: ASYNC110 - memory of theirs
+            await asyncio.sleep(_POLL_S)
 
     async def wait_until_ended(self, until: float) -> bool:
         """Return True once all workers have ended, False if one has not by `until`, a time of perf_counter."""
@@ -193,7 +200,7 @@ class WorkerPool:
             return
         described = "an unknown status" if status is None else f"status {status}"
         _log.error("HTTP worker %d ended with %s; starting a replacement", number, described)
-        self._failed_starts = 0 if worker.status.ticks else self._failed_starts + 1
+        self._failed_starts = 0 if worker.serving else self._failed_starts + 1
         if self._failed_starts >= _MAX_FAILED_STARTS:
             self._give_up(f"{self._failed_starts} HTTP workers in a row ended before they served")
         else:

@@ -156,10 +156,6 @@ class EngineServer:
             self._changed.set()
             await asyncio.sleep(_POLL_S)
 
-    async def wait_for_workers(self, workers: int) -> None:
-        """Wait until that many workers know what is served."""
-        await self._until(lambda: sum(worker.applied >= 0 for worker in self._workers.values()) >= workers)
-
     async def close(self, timeout_s: float) -> bool:
         """End models and threads, after the workers have ended. Return False if a forward or a load was still running
         after `timeout_s`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import signal
@@ -20,6 +21,19 @@ MULTIPART = list[tuple[str, tuple[str, bytes, str]]]
 def many_images(clock_jpeg: bytes) -> MULTIPART:
     """The maximum number of images in one request."""
     return [("images", (f"{index}.jpg", clock_jpeg, "image/jpeg")) for index in range(64)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_request_sent_at_the_first_moment_is_answered_if_sigterm_follows_at_once(
+    start_patched: Callable[..., Any], clock_png: bytes, workers: int
+) -> None:
+    # The start lasts on when the models are there, of HTTP workers too.
+    server = start_patched(workers, "import time, app.main; app.main.freeze_loaded_objects = lambda: time.sleep(2)")
+    with contextlib.closing(http.client.HTTPConnection(server.host, server.port, timeout=60)) as connection:
+        connection.request("POST", "/v1/classify", clock_png)
+        server.process.send_signal(signal.SIGTERM)
+        assert connection.getresponse().status in {200, 503}
+    assert server.exit_status() == 0
 
 
 def wait_until_admitted(server: Any, images: int, metric_sum: Callable[..., float]) -> None:

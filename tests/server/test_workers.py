@@ -42,6 +42,20 @@ def _connections(worker: psutil.Process) -> int:
     return sum(connection.status == "ESTABLISHED" for connection in worker.net_connections("tcp"))
 
 
+def _until_all_serve(service: Any) -> None:
+    """A worker that the test before has replaced gets connections only once it serves."""
+    workers = _workers(service)
+    with contextlib.ExitStack() as connected:
+
+        def reached() -> bool:
+            connected.enter_context(service.connect())
+            return all(map(_connections, workers))
+
+        _until(reached)
+    # If a worker still had a connection, it would get fewer than its share.
+    _until(lambda: not any(map(_connections, workers)))
+
+
 class _Clients:
     """Clients that send requests until `end`, each on connections of its own. A lost connection is replaced."""
 
@@ -145,9 +159,8 @@ def test_a_killed_worker_loses_only_its_own_requests_and_is_replaced(
 def test_connections_that_a_killed_worker_had_not_taken_are_answered_by_another(
     worker_server: Any, clock_jpeg: bytes
 ) -> None:
+    _until_all_serve(worker_server)
     killed, left = _workers(worker_server)
-    # If a worker still had a connection of an earlier test, it would get fewer than half.
-    _until(lambda: _connections(killed) == _connections(left) == 0)
     killed.suspend()
     connections = [worker_server.connect() for _ in range(4 * _WORKERS)]
     accepting = psutil.Process(worker_server.process.pid)
@@ -172,9 +185,8 @@ def test_a_worker_that_cannot_apply_a_load_is_replaced_and_loads_succeed(
         return metric_sum(httpx2.get(f"{worker_server.address}/metrics").text, "gradless_worker_replacements_total")
 
     before = replaced()
+    _until_all_serve(worker_server)
     unable, other = _workers(worker_server)
-    # Connections of the test before and of the scrape are closed.
-    _until(lambda: _connections(unable) == _connections(other) == 0)
     with contextlib.ExitStack() as open_until_here:
         # Below its limit the worker can take no connection either, so connect before.
         connections = [

@@ -1,8 +1,10 @@
-"""Loaded objects are excluded from garbage collection while an application runs."""
+"""The start and the end of a process: frozen objects, signals."""
 
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -25,3 +27,18 @@ async def test_loaded_objects_are_frozen_until_the_application_ends(
         assert gc.get_freeze_count() > _MANY_OBJECTS
         assert len(gc.get_objects()) < _MANY_OBJECTS
     assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.parametrize(("serves", "status"), [(False, 0), (True, 5)])
+def test_a_signal_ends_a_start_that_hangs_but_not_once_there_may_be_requests(*, serves: bool, status: int) -> None:
+    # A handler is installed, but the main thread is in native code, where it does not run.
+    start = f"""
+import signal, sys, threading
+from app.process.lifetime import ended_by_signals
+signal.signal(signal.SIGTERM, lambda *_: None)
+with ended_by_signals(lambda: {serves}):
+    signal.raise_signal(signal.SIGTERM)
+    threading.Event().wait(2)
+sys.exit(5)
+"""
+    assert subprocess.run([sys.executable, "-c", start], timeout=60, check=False).returncode == status

@@ -25,8 +25,8 @@ class _Worker:
         dispatch_socket, self.end = socket.socketpair()
         dispatch_socket.setblocking(False)
         self.end.settimeout(_TIMEOUT_S)
-        self.status = WorkerStatus()
-        self.known = HttpWorker(cast("Any", None), dispatch_socket, self.status, cast("Any", None))
+        self.status = WorkerStatus(ticks=1)
+        self.known = HttpWorker(cast("Any", None), dispatch_socket, self.status, cast("Any", None), ticks=1)
 
     def connections(self, number: int) -> list[socket.socket]:
         """Return the next connections that it was sent, without a reply."""
@@ -133,6 +133,19 @@ async def test_a_worker_whose_event_loop_does_not_run_gets_no_connection_while_a
     # Now neither runs.
     call()
     await _until(lambda: len(hanging.known.unacknowledged) == 1)
+    await acceptor.close(0)
+
+
+async def test_a_worker_that_does_not_serve_yet_gets_no_connection_while_another_serves(
+    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
+) -> None:
+    starting, busy = worker(), worker()
+    starting.status.ticks = 0
+    busy.status.open_connections = 100
+    acceptor = _accepting(listener, lambda: [starting.known, busy.known])
+    acceptor.open()
+    call()
+    await _until(lambda: len(busy.known.unacknowledged) == 1)
     await acceptor.close(0)
 
 
