@@ -38,8 +38,6 @@ _LIMITS = """## Known limits
 - Only the limit on file descriptors bounds the number of connections: put a proxy in front where strangers can connect.
 - On Linux a stop resets no established connection, but may reset one that needs more than 0.3 s to be established, or
   more than 0.5 s to send its first byte.
-- Over gRPC a stop may lose calls on a machine with several times more busy threads than cores: with five busy loops
-  beside service and load on two cores, 20, 15, 0 and 0 of some 200 requests; without them none of 1,064.
 - On a similar machine, one bad image in a burst of 16 failed 3 to 15 others in LitServe and MLServer. After 200
   disconnects, the next answer took 6 to 10 s in LitServe, BentoML, MLServer and plain FastAPI.
 """
