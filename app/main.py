@@ -85,13 +85,16 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            grpc_server = _grpc_server(app, observer)
+            # First, so that a wrong address is reported at once. The engine process has checked that of HTTP workers.
+            grpc_server = None if settings.http_workers else _grpc_server(app, observer)
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, shut_down)
             parts.search_index = open_search_index(runtime, settings)
+            parts.runtime = runtime
+            # Connections to the port of HTTP workers arrive from here on.
+            grpc_server = grpc_server or _grpc_server(app, observer)
         except (StartError, OSError) as error:
             parts.start_error = start_error(error)
             raise
-        parts.runtime = runtime
         metrics.watch(runtime)
         freeze_loaded_objects()
         try:

@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     max_models: int = Field(16, ge=1, le=1024, description="maximum number of models served at once")
     device: str = Field(
         "auto",
-        description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps; for serving also a list: cuda:0,cuda:1",
+        description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps; or a list: cuda:0,cuda:1",
     )
     precision: Precision = Field(
         "fp32", description="numeric precision of the forward; int8 needs openvino and a calibration folder"

@@ -143,6 +143,7 @@ class _Engine:
         except OSError as error:
             reason = start_error(error)
             refuse_to_start(StartError(f"{reason}. GRADLESS_HTTP_WORKERS=0 serves by one process"))
+        watching = loop.create_task(self._must_succeed(self._workers.watch()))
         workers_ready = loop.create_task(self._must_succeed(self._workers.wait_until_serving(self._worker_count)))
         stopping = loop.create_task(self._stopping.wait())
         await asyncio.wait([workers_ready, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -154,7 +155,6 @@ class _Engine:
                 _log.info(
                     "listening for gRPC", extra={"address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
                 )
-        watching = loop.create_task(self._must_succeed(self._workers.watch()))
         await stopping
         watching.cancel()
         workers_ready.cancel()

@@ -39,8 +39,8 @@ _log = logging.getLogger(__name__)
 # Replies of a worker to each connection that it is sent: it has taken it, or has no file descriptor for it.
 TAKEN, NO_FILES = b".", b"!"
 
-# A worker that does not serve yet, or whose event loop has not run for so long, gets connections only if the others are
-# no better. It runs at least ten times a second.
+# A worker whose event loop has not run for so long gets connections only if the others have not either. It runs at
+# least ten times a second.
 _SLOW_S = 1.0
 
 # More replies than connections that a worker can have been sent without having replied.
@@ -155,12 +155,11 @@ class HttpWorker:
 
 
 def dispatch(connection: socket.socket, workers: Iterable[HttpWorker]) -> bool:
-    """Send a connection to the worker with the fewest. Return False if none accepts it; then it stays the caller's."""
-
-    def load(worker: HttpWorker) -> tuple[bool, int]:
-        return not worker.serving or worker.silent_seconds() > _SLOW_S, worker.open_connections
-
-    return any(worker.dispatch(connection) for worker in sorted(workers, key=load))
+    """Send a connection to the worker with the fewest of those that serve. Return False if none accepts it; then it
+    stays the caller's."""
+    serving = (worker for worker in workers if worker.serving)
+    by_load = sorted(serving, key=lambda worker: (worker.silent_seconds() > _SLOW_S, worker.open_connections))
+    return any(worker.dispatch(connection) for worker in by_load)
 
 
 def run_worker(settings: Settings, number: int, descriptors: Sequence[int]) -> None:

@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 _RETRY_S = 0.5
 # The service ends after so many workers in a row that ended before they served.
 _MAX_FAILED_STARTS = 4
-# A worker whose event loop has not run for so long is unresponsive. It starts in about a second: what it needs is
-# imported already.
+# A worker whose event loop has not run for so long is unresponsive.
 _UNRESPONSIVE_S = 20.0
+# The same for its start, which takes about a second: what it needs is imported already.
+_START_S = 60.0
 _CHECK_S = 1.0
-# Workers report ten times a second.
 _POLL_S = 0.02
 # If a check is late by so much, this process was stopped and its workers probably too: their time starts again.
 _LATE_S = 2.0
@@ -102,8 +102,9 @@ class WorkerPool:
                 for worker in self._workers.values():
                     worker.ticked_at = perf_counter()
             for number, worker in self._workers.items():
-                if worker.process.pid is not None and worker.silent_seconds() > _UNRESPONSIVE_S:
-                    _log.error("HTTP worker %d is unresponsive: no tick for %.0f s", number, _UNRESPONSIVE_S)
+                longest_s = _UNRESPONSIVE_S if worker.serving else _START_S
+                if worker.process.pid is not None and worker.silent_seconds() > longest_s:
+                    _log.error("HTTP worker %d is unresponsive: no tick for %.0f s", number, longest_s)
                     worker.kill_unresponsive()
 
     def lost(self, number: int) -> None:

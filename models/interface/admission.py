@@ -67,7 +67,8 @@ class Admission(Budget):
         admitted_elsewhere: Callable[[], int] = lambda: 0,
         on_change: Callable[[int], None] = lambda _images: None,
     ) -> None:
-        super().__init__(capacity, lambda used: OverloadedError(capacity, self.expected_seconds(int(used))))
+        # Without `self`: that would be a cycle, which keeps the model until a garbage collection.
+        super().__init__(capacity, lambda used: OverloadedError(capacity, expected_seconds(int(used))))
         self.expected_seconds = expected_seconds
         self._admitted_elsewhere = admitted_elsewhere
         self._on_change = on_change

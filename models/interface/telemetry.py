@@ -83,7 +83,7 @@ class DeviceState:
 
 class Telemetry:
     """Receives the reports, and ignores them: subclasses record what they are for. Any thread may call it: the event
-    loop, decode threads, batch threads and the supervisor do. Implementations are thread-safe and never raise."""
+    loop, batch threads and the supervisor do. Implementations are thread-safe and never raise."""
 
     def batch_ran(self, report: BatchReport) -> None:
         """A batch was answered."""

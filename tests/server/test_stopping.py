@@ -23,16 +23,24 @@ def many_images(clock_jpeg: bytes) -> MULTIPART:
     return [("images", (f"{index}.jpg", clock_jpeg, "image/jpeg")) for index in range(64)]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 def test_a_request_sent_at_the_first_moment_is_answered_if_sigterm_follows_at_once(
-    start_patched: Callable[..., Any], clock_png: bytes, workers: int
+    start_patched: Callable[..., Any], clock_png: bytes
 ) -> None:
-    # The start lasts on when the models are there, of HTTP workers too.
-    server = start_patched(workers, "import time, app.main; app.main.freeze_loaded_objects = lambda: time.sleep(2)")
+    # The start of HTTP workers, which are forks of forks of this process, lasts on when they know the models.
+    server = start_patched(2, "import time, app.main; app.main.freeze_loaded_objects = lambda: time.sleep(2)")
     with contextlib.closing(http.client.HTTPConnection(server.host, server.port, timeout=60)) as connection:
         connection.request("POST", "/v1/classify", clock_png)
         server.process.send_signal(signal.SIGTERM)
         assert connection.getresponse().status in {200, 503}
+    assert server.exit_status() == 0
+
+
+def test_a_sigterm_when_the_models_are_there_waits_for_the_end_of_the_start_and_drains(
+    start_patched: Callable[..., Any],
+) -> None:
+    terminate = "(signal.raise_signal(signal.SIGTERM), time.sleep(2))"
+    server = start_patched(0, f"import time, app.main; app.main.freeze_loaded_objects = lambda: {terminate}")
+    server.wait_for_line("Application shutdown complete")
     assert server.exit_status() == 0
 
 

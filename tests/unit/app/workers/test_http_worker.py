@@ -136,17 +136,17 @@ async def test_a_worker_whose_event_loop_does_not_run_gets_no_connection_while_a
     await acceptor.close(0)
 
 
-async def test_a_worker_that_does_not_serve_yet_gets_no_connection_while_another_serves(
-    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
-) -> None:
+async def test_a_worker_gets_no_connection_before_it_serves(worker: Callable[[], _Worker]) -> None:
     starting, busy = worker(), worker()
     starting.status.ticks = 0
     busy.status.open_connections = 100
-    acceptor = _accepting(listener, lambda: [starting.known, busy.known])
-    acceptor.open()
-    call()
-    await _until(lambda: len(busy.known.unacknowledged) == 1)
-    await acceptor.close(0)
+    busy.known.ticked_at -= 2000
+
+    connection, client = socket.socketpair()
+    with client:
+        assert not dispatch(connection, [starting.known])
+        assert dispatch(connection, [starting.known, busy.known])
+        assert list(busy.known.unacknowledged) == [connection]
 
 
 async def test_a_connection_that_a_worker_has_taken_is_closed_in_the_engine_process(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -187,3 +189,14 @@ async def test_announced_images_count_for_later_heads_until_the_next_iteration()
             pass
         await asyncio.sleep(0)
         assert admission.announce() is None
+
+
+def test_it_is_freed_with_its_last_user_because_it_keeps_the_model() -> None:
+    admission = Admission(1, _seconds_each)
+    freed = weakref.ref(admission)
+    gc.disable()
+    try:
+        del admission
+        assert freed() is None
+    finally:
+        gc.enable()
