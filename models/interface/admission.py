@@ -52,8 +52,8 @@ class Budget:
 
 
 class Admission(Budget):
-    """Admits at most `capacity` images at once. Event loop only. `expected_seconds(n)` predicts in how
-    many seconds n are answered: their forwards alone, and 0 before the first batch.
+    """Admits at most `capacity` images at once. Event loop only. `expected_seconds(n)` predicts the
+    seconds until n are answered: of their forwards alone, and 0 before the first batch.
 
     If several processes share the capacity, `admitted_elsewhere` returns how many images the others have admitted, and
     `on_change` receives the number that this one has. Two processes may both admit the last image.
@@ -67,9 +67,7 @@ class Admission(Budget):
         admitted_elsewhere: Callable[[], int] = lambda: 0,
         on_change: Callable[[int], None] = lambda _images: None,
     ) -> None:
-        # Without `self`: that would be a cycle, which keeps the model until a garbage collection.
         super().__init__(capacity, lambda used: OverloadedError(capacity, expected_seconds(int(used))))
-        self.expected_seconds = expected_seconds
         self._admitted_elsewhere = admitted_elsewhere
         self._on_change = on_change
         self._closed = False
