@@ -17,7 +17,7 @@ import torch
 from models.backends.backend import DEFAULT_CACHE_FOLDER, Backend, BackendOptions, BatchHints
 from models.hardware.placement import Placement, at_precision, device_of
 from models.interface.errors import DeviceUnavailableError
-from models.interface.extras import install_command, installed
+from models.interface.extras import Package, install_command
 from models.interface.model_sources import Precision
 from models.loading.load import LoadedModel
 
@@ -40,19 +40,6 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's
 AUTO = "auto"
 
 _DEVICES = {"cpu": "CPUs", "cuda": "CUDA", "mps": "MPS"}
-
-
-@dataclass(frozen=True, slots=True)
-class Package:
-    """An optional dependency: its import name, the name that users know, and the extra of gradless that installs it."""
-
-    name: str
-    title: str
-    extra: str
-
-    @property
-    def installed(self) -> bool:
-        return installed(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

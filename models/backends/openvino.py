@@ -52,7 +52,8 @@ class OpenVinoBackend(Backend):
         core = _core()
         precision = model.placement.precision
         if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise DeviceUnavailableError("cpu", f"OpenVINO does not compute in {precision} on this processor")
+            reason = f"OpenVINO does not compute in {precision} on this processor; use fp32 or the eager backend"
+            raise DeviceUnavailableError("cpu", reason)
         network = converted(core, model, options.cache_folder, fresh=options.fresh)
         properties = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": cores.available_cores()}
         self._cores = cores.available_cores()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import NamedTuple
 
 from models.images import bmp, gif, heif, jpeg, png, tiff, webp
 from models.images.costs import DecodeCost, Picture, cost_of
 from models.interface.errors import EmptyImageError, UndecodableImageError, UnsupportedFormatError
+from models.interface.extras import Package
 from models.interface.request import ImageLimits
 
 
@@ -20,7 +20,8 @@ class ImageFormat(NamedTuple):
     `signature`: regular expression for the first bytes, as Pillow accepts them. `strict_signature`: one that plain text
     does not match by accident, where `signature` is too short for that. `cost`: function of a file and `enough`, the
     pixels that the shorter side must keep, to the work of its decoder. `in_threads`: ordinary files are decoded in a
-    decode thread; all others go to a decoder process.
+    decode thread; all others go to a decoder process. `package`: what the format needs, registered with Pillow in
+    pillow_reading.py; files of a format whose package is missing are refused with the name of its extra.
     """
 
     name: str
@@ -30,23 +31,18 @@ class ImageFormat(NamedTuple):
     cost: Callable[[bytes, int], Picture]
     in_threads: bool = False
     strict_signature: bytes | None = None
+    package: Package | None = None
 
 
 # Signatures are looked for in as many bytes.
 SIGNATURE_BYTES = 32
 
+PILLOW_HEIF = Package("pillow_heif", "pillow-heif", extra="heic")
+
 # The brand of the file, or a general one and a particular one among the first that it is compatible with.
 _AVIF = rb".{4}ftyp(?:avi[fs]|m[is]f1.{4}(?:.{4}){0,3}avi[fs])"
-# Read where the extra `heic` is installed.
-_HEIC = ImageFormat(
-    "HEIC",
-    "HEIF",
-    (".heic", ".heics", ".heif", ".heifs", ".hif"),
-    rb".{4}ftyp(?:he[iv][cxms]|m[is]f1)",
-    heif.heic_cost,
-)
 
-TABLE: tuple[ImageFormat, ...] = (
+_ALL = (
     ImageFormat(
         "JPEG", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), rb"\xff\xd8\xff", jpeg.cost, in_threads=True
     ),
@@ -59,8 +55,17 @@ TABLE: tuple[ImageFormat, ...] = (
     # Also BigTIFF, in either byte order.
     ImageFormat("TIFF", "TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", tiff.cost),
     ImageFormat("AVIF", "AVIF", (".avif", ".avifs"), _AVIF, heif.avif_cost),
-    *((_HEIC,) if find_spec("pillow_heif") else ()),
+    ImageFormat(
+        "HEIC",
+        "HEIF",
+        (".heic", ".heics", ".heif", ".heifs", ".hif"),
+        rb".{4}ftyp(?:he[iv][cxms]|m[is]f1)",
+        heif.heic_cost,
+        package=PILLOW_HEIF,
+    ),
 )
+
+TABLE = tuple(each for each in _ALL if each.package is None or each.package.installed)
 
 FORMATS = tuple(each.name for each in TABLE)
 PILLOW_NAMES = {each.name: each.pillow_name for each in TABLE}
@@ -83,9 +88,16 @@ def known_format(encoded: bytes) -> ImageFormat:
         raise EmptyImageError
     name = format_of(encoded)
     if name is None:
-        needs = 'HEIC, which needs the extra "heic"' if re.match(_HEIC.signature, encoded, re.DOTALL) else None
-        raise UnsupportedFormatError(FORMATS, needs)
+        raise UnsupportedFormatError(FORMATS, _missing(encoded))
     return _BY_NAME[name]
+
+
+def _missing(encoded: bytes) -> str | None:
+    """Return the format that `encoded` would have if its package were installed, and what installs it."""
+    for each in _ALL:
+        if each.package is not None and re.match(each.signature, encoded, re.DOTALL):
+            return f'{each.name}, which needs the extra "{each.package.extra}"'
+    return None
 
 
 def is_image(beginning: bytes | bytearray) -> bool:

@@ -10,7 +10,6 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from io import BytesIO
 from typing import Literal, NamedTuple
 
@@ -18,7 +17,7 @@ from PIL import AvifImagePlugin, Image, ImageCms, ImageFile, ImagePalette, TiffI
 
 from models.images import bmp, colour, tiff, webp
 from models.images.colour import Conversion
-from models.images.formats import PILLOW_NAMES, known_format
+from models.images.formats import PILLOW_HEIF, PILLOW_NAMES, known_format
 from models.images.gif import read_gif
 from models.images.heif import read_heif
 from models.images.jpeg import read_jpeg
@@ -77,7 +76,7 @@ TiffImagePlugin.READ_LIBTIFF = True
 TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, 0, (1,), 1, (16,), ()] = "I;16B", "I;16B"
 TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, 1, (1,), 1, (12,), ()] = "I;16", "I;12"
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-if find_spec("pillow_heif"):
+if PILLOW_HEIF.installed:
     from pillow_heif import register_heif_opener
 
     register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shlex
 import sys
+from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -19,6 +20,19 @@ def installed(*modules: str) -> bool:
     except ModuleNotFoundError:
         # A parent package is missing.
         return False
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An optional dependency: its import name, the name that users know, and the extra of gradless that installs it."""
+
+    name: str
+    title: str
+    extra: str
+
+    @property
+    def installed(self) -> bool:
+        return installed(self.name)
 
 
 def install_command(extra: str) -> str:

@@ -8,14 +8,15 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from openvino import InferRequest
+from openvino import Core, InferRequest
 
 from models import backends
-from models.backends import BackendOptions, place
+from models.backends import BackendOptions, openvino, place
 from models.backends.backend import Backend, buckets
 from models.backends.folding import folded
 from models.backends.openvino import OpenVinoBackend
@@ -70,10 +71,21 @@ def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
+with_bf16 = pytest.mark.skipif(
+    "BF16" not in Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="OpenVINO does not compute in bf16 on this processor",
+)
+
+
 # float32 differs by the order of additions alone; bfloat16 has 8 bits of mantissa, and errors of layers add up.
 @pytest.mark.parametrize(
     ("backend", "precision", "tolerance"),
-    [("eager", "fp32", 1e-5), ("openvino", "fp32", 1e-5), ("eager", "bf16", 0.1), ("openvino", "bf16", 0.1)],
+    [
+        ("eager", "fp32", 1e-5),
+        ("openvino", "fp32", 1e-5),
+        ("eager", "bf16", 0.1),
+        pytest.param("openvino", "bf16", 0.1, marks=with_bf16),
+    ],
 )
 def test_a_backend_gives_the_outputs_of_the_network(
     run: Callable[..., FeaturesAndLogits],
@@ -87,6 +99,16 @@ def test_a_backend_gives_the_outputs_of_the_network(
     assert largest_difference(found.features, expected.features) < tolerance
     assert largest_difference(found.logits, expected.logits) < tolerance
     assert found.logits.argmax(1)[:3].equal(expected.logits.argmax(1)[:3])
+
+
+def test_openvino_refuses_a_precision_that_the_processor_lacks(
+    default_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "_core", lambda: SimpleNamespace(get_property=lambda *_: ["FP32"]))
+    model = dataclasses.replace(default_model, placement=place("cpu", "bf16", "openvino"))
+
+    with pytest.raises(DeviceUnavailableError, match="not compute in bf16 on this processor; use fp32 or"):
+        OpenVinoBackend(model, BackendOptions())
 
 
 @pytest.mark.parametrize("backend", ["eager", "openvino"])

@@ -12,10 +12,10 @@ import torch
 
 from app.settings import Settings
 from models import backends
-from models.backends import BACKENDS, BackendOptions, BatchHints, Package, Registration
+from models.backends import BACKENDS, BackendOptions, BatchHints, Registration
 from models.backends.backend import Backend
 from models.interface.errors import DeviceUnavailableError
-from models.interface.extras import install_command
+from models.interface.extras import Package, install_command
 from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
