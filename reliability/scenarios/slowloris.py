@@ -1,4 +1,4 @@
-"""Thousands of connections that are idle or send a byte of a header a second, while other clients send requests."""
+"""Thousands of connections are idle or send a header's byte a second, while other clients send requests."""
 
 from __future__ import annotations
 
