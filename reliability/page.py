@@ -34,11 +34,8 @@ _LIMITS = """## Known limits
 - `slowloris` misses its bar in some runs (73 to 75 ms against 65 to 67).
 - Networks, proxies, TLS and faults of GPUs are not among the scenarios.
 - Only the limit on file descriptors bounds the number of connections: put a proxy in front where strangers can connect.
-- On Linux a stop may reset a connection that needs more than 0.3 s to be established, or more than 0.5 s to send its
+- On Linux a stop resets only connections that need more than 0.3 s to be established, or more than 0.5 s to send their
   first byte.
-
-On a similar machine, one bad image in a burst of 16 failed 3 to 15 others in LitServe and MLServer. After 200
-disconnects, the next answer took 6 to 10 s in LitServe, BentoML, MLServer and plain FastAPI.
 """
 
 

@@ -1,4 +1,4 @@
-"""Thousands of connections are idle or send a header's byte a second, while other clients send requests."""
+"""Thousands of idle or very slow connections, while other clients send requests."""
 
 from __future__ import annotations
 
