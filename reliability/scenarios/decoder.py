@@ -1,4 +1,4 @@
-"""Ten times as many mutated images, decoded without a server."""
+"""Mutated images, ten times as many as over HTTP, decoded without a server."""
 
 from __future__ import annotations
 
