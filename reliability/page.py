@@ -21,25 +21,21 @@ _PACKAGES = ("gradless", "torch", "openvino", "fastapi", "uvicorn", "uvloop", "g
 _INTRODUCTION = """# Reliability
 
 `python -m reliability` runs these scenarios against a real `gradless serve` on 127.0.0.1, `--only SCENARIO` one.
-[results.md](../reliability/results.md) has their loads, bars (thresholds) and measured values.
-A soak of 30 minutes (`make soak`, 2026-11-24) accounted for all of 202,019 requests, of which 12,509 disconnected;
-memory did not grow.
+[results.md](../reliability/results.md) has their loads, bars (thresholds) and measured values. A soak of 30 minutes
+(`make soak`, 2026-11-24) accounted for all of 202,019 requests, and memory did not grow.
 """
 
 _LIMITS = """## Known limits
 
-- Load and server share the cores: under overload refusals take 0.2 cores, the load 0.1. With a full queue the mean wait
-  alone reaches the bar for p99.
-- Freed memory is kept for the next forward, so memory grows in ever smaller steps: in a `fuzz` of 80,000 images by
-  0.7 MB after the first 20,000.
+- Load and server share the cores: under overload refusals take 0.2 cores, the load 0.1.
+- With a full queue the mean wait alone reaches the bar for p99.
+- Freed memory is kept for the next forward. In a `fuzz` of 80,000 images memory grew by 0.7 MB after the first 20,000.
 - Each disconnect takes some 0.2 ms of the event loop, which the next request waits for.
 - `slowloris` misses its bar in some runs (73 to 75 ms against 65 to 67).
-- Not among the scenarios: networks, proxies, TLS, faults of GPUs.
+- Networks, proxies, TLS and faults of GPUs are not among the scenarios.
 - Only the limit on file descriptors bounds the number of connections: put a proxy in front where strangers can connect.
-- On Linux a stop resets no established connection, but may reset one that needs more than 0.3 s to be established, or
-  more than 0.5 s to send its first byte.
-- On a similar machine, one bad image in a burst of 16 failed 3 to 15 others in LitServe and MLServer. After 200
-  disconnects, the next answer took 6 to 10 s in LitServe, BentoML, MLServer and plain FastAPI.
+- On Linux a stop resets only connections that need more than 0.3 s to be established, or more than 0.5 s to send their
+  first byte.
 """
 
 

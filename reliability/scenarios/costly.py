@@ -1,4 +1,4 @@
-"""Files that are small to send and expensive to decode, while other clients send ordinary photographs.
+"""Small files that are expensive to decode, while other clients send ordinary photographs.
 
 `python -m reliability.scenarios.costly FILE...` does the same with other files and prints the results of each. It ends
 with status 1 when a bar is missed.

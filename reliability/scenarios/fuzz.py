@@ -1,4 +1,4 @@
-"""Requests with images that have flipped bits, are cut short or spliced: each is answered and none ends the process."""
+"""Images with flipped bits, cut short or spliced: each is answered and none ends the process."""
 
 from __future__ import annotations
 

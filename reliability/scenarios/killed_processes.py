@@ -1,4 +1,4 @@
-"""SIGKILL of each kind of process of a service with two HTTP workers: worker, decoder, fork server, engine."""
+"""SIGKILL of each kind of process with two HTTP workers: worker, decoder, fork server, engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests of all protocols with changed headers, JSON, tensors and messages, and some that claim to be enormous."""
+"""Requests of all protocols with changed headers, JSON, tensors and messages; some claim to be enormous."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`GRADLESS_FIXED_BATCH`: an image's answer is bit-identical in any batch; and the cost of that."""
+"""`GRADLESS_FIXED_BATCH`: an image's answer is bit-identical in any batch; the cost of that."""
 
 from __future__ import annotations
 

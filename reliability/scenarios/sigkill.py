@@ -1,4 +1,4 @@
-"""SIGKILL under load and during the first start, which converts the model: the next start needs no manual step."""
+"""SIGKILL under load and during the first start: the next start needs no manual step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SIGTERM under full load, repeatedly: each request sent before it is answered, native or of any protocol."""
+"""SIGTERM under full load: each request sent before the signal is answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Thousands of connections that are idle or send a byte of a header a second, while other clients send requests."""
+"""Thousands of idle or very slow connections, while other clients send requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ten thousand clients disconnect, half during their body and half right after it, while others stay."""
+"""Ten thousand clients disconnect during their body or right after it, while others stay."""
 
 from __future__ import annotations
 
