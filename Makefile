@@ -31,14 +31,15 @@ dist: $(BIN)/python ## build the wheel and the sdist into dist/
 	@$(PIP) build hatchling
 	@$(BIN)/python -m build --no-isolation --outdir $(DIST) .
 
-# Four workers, for two cores: much of a test's time is one process that waits for another. tests/conftest.py says which
-# files stay with one of them, and in which order they take them. Should one die, the run fails at once: pytest-xdist
-# 3.8 starts another, and then waits for ever for what nobody was given.
-PYTEST_ARGS ?= --numprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# Three workers, for two cores: much of a test's time is one process that waits for another. (With four, of which each
+# imports PyTorch and collects all tests, a run took 636 s instead of 591.) tests/conftest.py says which files stay with
+# one of them, and in which order they take them. Should one die, the run fails at once: pytest-xdist 3.8 starts
+# another, and then waits for ever for what nobody was given.
+PYTEST_ARGS ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Processes by the dozen read the same modules, and are to find them compiled.
 test: export PYTHONDONTWRITEBYTECODE :=
-# Four workers share the cores: threads of PyTorch would wait for one another longer than they work.
+# The workers share the cores: threads of PyTorch would wait for one another longer than they work.
 test: export OMP_NUM_THREADS := 1
 test: export OMP_WAIT_POLICY := PASSIVE
 # mypy takes half a minute of one core, and the tests' start does not fill the other.
