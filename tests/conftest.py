@@ -26,16 +26,21 @@ from PIL import Image
 
 from models.images.samples import draw, encode
 
-# A Ray is a dozen processes, which start at once: of the two files that start one, the other is far off.
-_FIRST = ("ray/test_replicas.py", "browser")
-# Layers that wait for processes, and one that computes: by turns, so that the cores are busy all the time.
-_WAITING = ("server", "observability", "containers", "ray", "contract", "clients")
-_COMPUTING = ("integration",)
-_LAST = (
+# Those that wait for processes first: what is left at the end is short, and no worker waits for another. A Ray is a
+# dozen processes, which start at once: of the two files that start one, the other is far off.
+_TURNS = (
+    "ray/test_replicas.py",
+    "browser",
+    "server",
+    "observability",
+    "containers",
+    "ray",
+    "contract",
+    "clients",
+    "integration",
     # Its clients by the hundred share the cores with what it measures: not beside browsers and Ray.
     "server/test_all_protocols.py",
     "docs",
-    # What is left at the end is short, and no worker waits for another.
     "unit/test_without_torch.py",
     "unit/models/images/test_decoder_process.py",
     "unit",
@@ -66,21 +71,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort files by layer."""
-    named = {item.path: item.path.relative_to(Path(__file__).parent).as_posix() for item in items}
+    """Sort files by layer, or by a position of their own."""
 
-    def files(layers: Sequence[str]) -> list[Path]:
-        """Return the files whose longest match is one of `layers`, in their order."""
-        every = (*_FIRST, *_WAITING, *_COMPUTING, *_LAST)
-        found = {path: max((each for each in every if name.startswith(each)), key=len) for path, name in named.items()}
-        return sorted((path for path in named if found[path] in layers), key=lambda path: layers.index(found[path]))
+    def position(item: pytest.Item) -> int:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        # The longest that fits.
+        return _TURNS.index(max((start for start in _TURNS if path.startswith(start)), key=len))
 
-    mixed = [
-        (index / len(group), path) for group in map(files, (_WAITING, _COMPUTING)) for index, path in enumerate(group)
-    ]
-    order = [*files(_FIRST), *(path for _, path in sorted(mixed)), *files(_LAST)]
-    turns = {path: turn for turn, path in enumerate(order)}
-    items.sort(key=lambda item: turns[item.path])
+    items.sort(key=position)
 
 
 # A shell without job control has what it runs in the background ignore Ctrl-C, and nohup has it ignore the end of the
