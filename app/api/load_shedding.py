@@ -17,7 +17,7 @@ from starlette.types import Scope
 from app.api.api_route import ApiRoute
 from app.api.dependencies import Parts
 from app.api.error_responses import body_is_short
-from app.api.inference import IMAGE_ENDPOINTS
+from app.api.inference import CLASSIFY, IMAGE_ENDPOINTS
 from app.http.api_keys import authorize
 from app.http.hosts import AllowedHosts
 from app.http.problems import RequestError, problem_bytes, problem_headers, row_of
@@ -67,6 +67,9 @@ class LoadShedding:
             return None
         requested = _requested_model(scope["query_string"])
         model = next(iter(runtime.cards)) if requested is None else requested
+        card = runtime.cards.get(model)
+        if card is None or (task == CLASSIFY.task and not card.classes):
+            return None
         overload = runtime.refusal(model, task)
         if overload is None:
             return None

@@ -144,6 +144,7 @@ class RequestLimits(Schema):
     images: int = Field(ge=1, description="maximum images in one request")
     image_bytes: int = Field(ge=1, description="maximum bytes of one image file")
     request_bytes: int = Field(ge=1, description="maximum bytes of a request's body")
+    image_formats: list[str] = Field(description="names of the accepted image formats")
 
 
 class ModelList(Schema):

@@ -33,6 +33,11 @@ export function count(value) {
   return scaled(value, 1000, ["", "k", "M", "G"]).trim();
 }
 
+/** ["A", "B", "C"] is "A, B, or C". */
+export function either(names) {
+  return new Intl.ListFormat("en", { type: "disjunction" }).format(names);
+}
+
 /** A whole number with separated thousands. */
 export function whole(value) {
   return new Intl.NumberFormat("en", { maximumFractionDigits: 0 }).format(value);

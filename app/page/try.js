@@ -3,7 +3,7 @@
 import { Problem, serverTiming } from "./api.js";
 import { byId, html } from "./drawing.js";
 import { classesOf, commands, features, MOST_COMPARED, similarity, waterfall } from "./findings.js";
-import { bytes, counted, seconds } from "./format.js";
+import { bytes, counted, either, seconds } from "./format.js";
 import { problemBox, tell } from "./notices.js";
 import { pictures, remove, watchBench } from "./pictures.js";
 import { partsOf, send } from "./sending.js";
@@ -34,6 +34,7 @@ let timed = null;
 export function start(described, limited) {
   model = described;
   limits = limited;
+  byId("formats").textContent = either(limits.image_formats);
   byId("top-k").addEventListener("change", () => {
     forget(["predict"]);
     look();

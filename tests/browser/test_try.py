@@ -54,6 +54,11 @@ def test_one_click_tries_a_drawn_sample(try_page: Page, sample: str, label: str)
     expect(try_page.get_by_role("article").get_by_role("listitem").first).to_contain_text(label)
 
 
+def test_the_page_names_the_formats_that_the_server_accepts(try_page: Page, address: str) -> None:
+    *others, last = httpx2.get(f"{address}/v1/models").json()["limits"]["image_formats"]
+    expect(try_page.locator("#formats")).to_have_text(f"{', '.join(others)}, or {last}")
+
+
 def test_pictures_can_be_dropped(try_page: Page, clock_png: bytes) -> None:
     carried = try_page.evaluate_handle(
         """bytes => {

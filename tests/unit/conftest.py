@@ -236,6 +236,7 @@ class FakeRuntime:
     busy: float | None = None
     names: Sequence[str] = ("fake",)
     device_names: Sequence[str] = ("cpu",)
+    classes: int = 10
     closed_within_s: list[float] = field(default_factory=list)
     overload: OverloadedError | None = None
     down: frozenset[str] = frozenset()
@@ -253,7 +254,10 @@ class FakeRuntime:
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
-        return {name: replace(card_of(name), device=",".join(self.device_names)) for name in self.names}
+        return {
+            name: replace(card_of(name), device=",".join(self.device_names), classes=self.classes)
+            for name in self.names
+        }
 
     @property
     def half_full(self) -> bool:

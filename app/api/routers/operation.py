@@ -37,6 +37,7 @@ from app.http.problems import (
     NotReadyError,
     UnauthorizedError,
 )
+from models.images.formats import FORMATS
 from models.interface import errors
 from models.interface.errors import UnknownModelError
 from models.interface.model_sources import MODEL_NAME, OPERATIONS
@@ -91,6 +92,7 @@ async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
         images=parts.settings.max_images_per_request,
         image_bytes=parts.settings.max_image_bytes,
         request_bytes=parts.settings.max_request_bytes,
+        image_formats=list(FORMATS),
     )
     return ModelList(
         models=[_description(card, parts) for card in cards],

@@ -321,6 +321,15 @@ async def test_a_request_with_another_error_gets_that_error(
         assert (await listening.client.post(path, content=b"image", headers=headers)).status_code == status
 
 
+async def test_a_full_model_without_classes_answers_that_it_has_none(listen: Listen) -> None:
+    async with listen({"classes": 0, **FULL}) as listening:
+        classified, extracted = [
+            await listening.client.post(f"/v1/{task}", content=b"image") for task in ("classify", "features")
+        ]
+    assert (classified.status_code, classified.json()["type"]) == (422, "urn:gradless:problem:no-classes")
+    assert extracted.status_code == 429
+
+
 async def test_cross_origin_requests_are_passed_to_the_application_for_its_cors_headers(listen: Listen) -> None:
     async with listen(FULL, cors_origins=("https://page.example",)) as listening:
         answer = await listening.client.post(

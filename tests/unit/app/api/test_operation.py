@@ -12,6 +12,7 @@ import pytest
 
 from app.main import create_app
 from app.settings import Settings
+from models.images.formats import FORMATS
 from models.interface.errors import WarmUpError
 from models.interface.telemetry import Telemetry
 
@@ -50,6 +51,14 @@ async def test_models_are_listed_default_first_and_described_by_name(serve: Serv
     assert described == listed[1]
     assert described["feature_dimensions"] == 3
     assert "load_seconds" not in described
+
+
+async def test_the_list_of_models_has_the_limits_of_requests_and_the_image_formats(serve: Serve) -> None:
+    async with serve(max_images_per_request=7) as client:
+        limits = (await client.get("/v1/models")).json()["limits"]
+
+    assert limits["images"] == 7
+    assert limits["image_formats"] == list(FORMATS)
 
 
 async def test_models_are_also_listed_as_openais_api_lists_them(serve: Serve) -> None:
