@@ -14,10 +14,10 @@ from typing import Any
 import pybase64
 from fastapi import Request
 from pydantic_core import from_json
-from python_multipart.multipart import parse_options_header
 
 from app.api.dependencies import settings_of
 from app.api.off_loop import off_loop
+from app.api.uploads import content_type_of
 from app.http.problems import InvalidInputError, NoImagesError, TooManyImagesError
 from app.observability.request_record import record_of
 from models.interface.errors import ImageTooLargeError
@@ -111,7 +111,7 @@ async def images_of_body(request: Request, body: bytes) -> list[bytes | ImageToo
 
     Raises as parse_object and images_of do, and ImageTooLargeError.
     """
-    declared = parse_options_header(request.headers.get("content-type"))[0] == _JSON
+    declared = content_type_of(request.headers)[0] == _JSON
     stated: dict[str, Any] = {}
     try:
         stated = await parse_object(request, body)

@@ -16,6 +16,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from app.api.dependencies import settings_of
@@ -59,6 +60,9 @@ _SMALL_BODY_BYTES = 64 * 1024
 # Digits of 2**64.
 _MAX_SIZE_DIGITS = 20
 
+# Longest value of Content-Type that is read: the time that its parser takes grows with the square of the length.
+_MAX_CONTENT_TYPE_CHARACTERS = 1024
+
 _WHITE_SPACE = b" \t\r\n"
 # No image format begins so.
 _JSON_BEGINS = (b"{", b"[")
@@ -72,6 +76,12 @@ class Received:
 
     json: bytes | None
     files: Sequence[bytes | ImageTooLargeError] = ()
+
+
+def content_type_of(headers: Headers) -> tuple[bytes, dict[bytes, bytes]]:
+    """Return the media type in lower case and its parameters; none of an absent or too long Content-Type."""
+    stated = headers.get("content-type", "")
+    return parse_options_header(stated if len(stated) <= _MAX_CONTENT_TYPE_CHARACTERS else "")
 
 
 async def read_images(request: Request) -> Sequence[bytes | ImageTooLargeError]:
@@ -141,7 +151,7 @@ async def _in_time(request: Request, reading: Awaitable[T]) -> T:
 
 async def _read(request: Request, *, or_json: bool = False, every_part: bool = False) -> Received:
     settings = settings_of(request)
-    content_type, options = parse_options_header(request.headers.get("content-type"))
+    content_type, options = content_type_of(request.headers)
     if content_type == b"multipart/form-data":
         limits = {"max_files": settings.max_images_per_request, "max_file_bytes": settings.max_image_bytes}
         with closing(FileParts(options.get(b"boundary", b""), every_part=every_part, **limits)) as parts:

@@ -35,6 +35,9 @@ OnRefusal = Callable[[Row, float | None], None]
 # Maximum size of request line and headers, as in nginx and Apache.
 _MAX_HEAD_BYTES = 32 * 1024
 
+# A field takes some 100 bytes of memory beside its own, which may be three. Browsers and proxies send 20 to 40.
+_MAX_FIELDS = 128
+
 # Each chunk of a body costs several calls on the event loop, whatever its size. The first chunks may be of any size.
 _FREE_CHUNKS = 4096
 _MIN_MEAN_CHUNK_BYTES = 32
@@ -147,8 +150,12 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Drop trailers: uvicorn would add them, without limit, to the headers of the request.
-        if self._in_head:
-            super().on_header(name, value)
+        if not self._in_head:
+            return
+        if len(self.headers) == _MAX_FIELDS:
+            self._refuse(HEADERS_TOO_LARGE, f"There are over {_MAX_FIELDS} headers.")
+            raise _StopParsingError
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._upgrade_requested():

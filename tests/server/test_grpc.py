@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import signal
 import socket
@@ -9,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import httpx2
 import numpy as np
@@ -264,19 +265,86 @@ def test_the_server_outlives_late_messages_and_wrong_paths(start_server: Callabl
 
 
 def _call_a_path_that_is_not_utf_8(address: str) -> None:
-    host, _, port = address.partition(":")
-    fields = {b":method": b"POST", b":scheme": b"http", b":path": b"/\xff", b":authority": b"x", b"te": b"trailers"}
-    fields[b"content-type"] = b"application/grpc"
-    # Literal fields (RFC 7541, section 6.2.2), in one frame of type HEADERS that ends both (RFC 9113, section 6.2).
-    block = b"".join(
-        b"\x00" + bytes([len(each)]) + each if part == 0 else bytes([len(each)]) + each
-        for field in fields.items()
-        for part, each in enumerate(field)
-    )
-    frame = len(block).to_bytes(3) + b"\x01\x05" + (1).to_bytes(4) + block
-    with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5) + frame)
-        connection.recv(1)
+    with RawConnection(address) as raw:
+        raw.call(b"/\xff")
+        raw.connection.recv(1)
+
+
+class RawConnection:
+    """HTTP/2 by hand (RFC 9113), from `source`. Its streams have a window of zero: no answer can be sent to it."""
+
+    def __init__(self, address: str, source: str = "127.0.0.1") -> None:
+        host, _, port = address.partition(":")
+        self.connection = socket.create_connection((host, int(port)), PATIENCE_S, source_address=(source, 0))
+        self._streams = itertools.count(1, 2)
+        initial_window = (4).to_bytes(2) + bytes(4)
+        self.connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + self._frame(4, 0, 0, initial_window))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+    def call(self, path: bytes) -> None:
+        """Begin a call without a message."""
+        fields = {b":method": b"POST", b":scheme": b"http", b":path": path, b":authority": b"x", b"te": b"trailers"}
+        fields[b"content-type"] = b"application/grpc"
+        # Literal fields (RFC 7541, section 6.2.2), in one frame of type HEADERS that ends both (RFC 9113, section 6.2).
+        block = b"".join(
+            b"\x00" + bytes([len(each)]) + each if part == 0 else bytes([len(each)]) + each
+            for field in fields.items()
+            for part, each in enumerate(field)
+        )
+        self.connection.sendall(self._frame(1, 5, next(self._streams), block))
+
+    def frames(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """Receive type, flags, stream and payload of frames, and answer settings."""
+        with self.connection.makefile("rb") as file:
+            while head := file.read(9):
+                kind, flags, stream, payload = (
+                    head[3],
+                    head[4],
+                    int.from_bytes(head[5:]),
+                    file.read(int.from_bytes(head[:3])),
+                )
+                if kind == 4 and not flags & 1:
+                    self.connection.sendall(self._frame(4, 1, 0, b""))
+                yield kind, flags, stream, payload
+
+    @staticmethod
+    def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return len(payload).to_bytes(3) + bytes([kind, flags]) + stream.to_bytes(4) + payload
+
+
+_FEW_CALLS = """
+from app.api.contracts import grpc_server
+grpc_server._MAX_CALLS, grpc_server._MAX_CALLS_OF_CLIENT = 16, 4
+"""
+
+
+def test_calls_whose_answers_a_client_does_not_read_keep_no_other_client_out(
+    start_patched: Callable[..., Any],
+) -> None:
+    server = start_patched(0, _FEW_CALLS, GRADLESS_GRPC_PORT="0")
+    client = Client(server)
+    path = METHODS["ServerLive"].path
+    with client.channel, RawConnection(client.address, "127.0.0.2") as raw:
+        for _ in range(20):
+            raw.call(path.encode())
+        # Those above the limit are ended: the headers of their answers are the last frame.
+        ended = (stream for kind, flags, stream, _ in raw.frames() if kind == 1 and flags & 1)
+        assert {next(ended) for _ in range(16)} == set(range(9, 41, 2))
+        stub = client.channel.unary_unary(path)
+        assert all(stub(b"", timeout=PATIENCE_S) for _ in range(4))
+
+
+def test_a_body_that_no_handler_reads_has_a_small_window(served: Any) -> None:
+    with RawConnection(Client(served).address) as raw:
+        settings = next(payload for kind, flags, _, payload in raw.frames() if (kind, flags) == (4, 0))
+    stated = {settings[at + 1]: int.from_bytes(settings[at + 2 : at + 6]) for at in range(0, len(settings), 6)}
+    # SETTINGS_INITIAL_WINDOW_SIZE, and its default (RFC 9113, section 6.5.2).
+    assert stated.get(4, 65_535) <= 65_535
 
 
 def test_compressed_messages_are_read(client: Client, clock_png: bytes) -> None:

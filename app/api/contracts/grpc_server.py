@@ -20,6 +20,7 @@ from starlette.types import Scope
 
 from app.api.content_encoding import coding_of, expand_coding
 from app.api.contracts.grpc_health import HealthChecks
+from app.api.contracts.grpc_limits import TOO_MANY_CALLS, CallsOfClients, MessageReads
 from app.api.contracts.grpc_messages import (
     INFERENCE,
     MAX_HEAD_BYTES,
@@ -27,7 +28,6 @@ from app.api.contracts.grpc_messages import (
     client_of,
     methods_of,
     parse,
-    received,
     split_request,
 )
 from app.api.contracts.oip_grpc import PROCEDURES, Call
@@ -46,8 +46,7 @@ from app.http.problems import (
 )
 from app.observability.request_observer import RequestObserver
 from app.observability.request_record import RequestRecord
-from models.interface.admission import Budget
-from models.interface.errors import AtCapacityError, BodyMemoryFullError, GradlessError, StartError
+from models.interface.errors import AtCapacityError, GradlessError, StartError
 
 _log = logging.getLogger(__name__)
 # It logs metadata that is not UTF-8, keys among them, with a traceback.
@@ -78,13 +77,18 @@ _MAX_MESSAGE_CHARACTERS = 2000
 _NOT_SENT = "x-content-type-options"
 
 _MAX_STREAMS = 128
-# Calls at once: an unread body or answer takes some 64 KiB.
+# Calls at once: an unread body takes up to 64 KiB. No client address has more than a quarter of them.
 _MAX_CALLS = 4096
+_MAX_CALLS_OF_CLIENT = _MAX_CALLS // 4
 # Calls whose messages are being received, besides those whose images are admitted: a message is in memory before its
 # size is known.
 _MORE_READS = 64
+# Of these, slow ones, if the memory for bodies holds fewer of the largest size.
+_LEAST_SLOW_READS = 8
 # An idle client connects again by itself.
 _IDLE_MS = 300_000
+# After so long without data, a connection whose client is gone is closed, with the calls that it has left unfinished.
+_KEEPALIVE_MS = 60_000
 
 _RETRY_S = 1.0
 # grpcio drops calls that have arrived, but that it has not passed on yet, when it stops. So it stops once no call has
@@ -121,9 +125,13 @@ class GrpcServer:
         self._observer = observer
         settings = self._parts.settings
         self._shares_port = bool(settings.http_workers)
-        self._health = HealthChecks(self._parts)
-        max_reads = settings.queue_capacity + _MORE_READS
-        self._reads = Budget(max_reads, lambda _used: BodyMemoryFullError(settings.max_held_bytes))
+        self._calls = CallsOfClients(_MAX_CALLS_OF_CLIENT)
+        self._health = HealthChecks(self._parts, self._calls)
+        self._reads = MessageReads(
+            settings.queue_capacity + _MORE_READS,
+            max(_LEAST_SLOW_READS, settings.max_held_bytes // settings.max_request_bytes),
+            settings.max_held_bytes,
+        )
         self._port = settings.grpc_port or 0
         self._serving: asyncio.Task[None] | None = None
         self._stopping = False
@@ -141,6 +149,10 @@ class GrpcServer:
                 # It would expand a message without a limit on all messages together.
                 ("grpc.per_message_decompression", 0),
                 ("grpc.max_send_message_length", -1),
+                # It would enlarge the window of a body that no handler reads to 8 MiB.
+                ("grpc.http2.bdp_probe", 0),
+                ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", int(settings.read_timeout_s * 1000)),
                 ("grpc.max_concurrent_streams", _MAX_STREAMS),
                 ("grpc.max_connection_idle_ms", _IDLE_MS),
                 ("grpc.server_handshake_timeout_ms", int(settings.read_timeout_s * 1000)),
@@ -211,6 +223,8 @@ class GrpcServer:
     def _handler(self, method: Method) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
         async def call(_: Any, context: Any) -> bytes:
             self._calls_begun += 1
+            if not self._calls.begin(context):
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_CALLS)
             disconnect = ClientDisconnect()
             scope = self._scope(method, context, disconnect)
             record = self._observer.begin(scope)
@@ -275,11 +289,7 @@ class GrpcServer:
         """Return the message of a call, expanded. Raises SlowBodyError, InvalidInputError, BodyMemoryFullError,
         BodyTooLargeError."""
         settings = self._parts.settings
-        self._reads.acquire(1)
-        try:
-            message = await received(context, settings.read_timeout_s)
-        finally:
-            self._reads.release(1)
+        message = await self._reads.read(context, settings.read_timeout_s)
         record.reserve_body_bytes(len(message))
         coding = coding_of(message)
         if coding is None:

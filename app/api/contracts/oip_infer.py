@@ -12,7 +12,6 @@ from fastapi import Request
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
-from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
@@ -34,7 +33,7 @@ from app.api.contracts.views import View
 from app.api.dependencies import settings_of
 from app.api.json_images import images_of, parse_object
 from app.api.off_loop import off_loop
-from app.api.uploads import read_body
+from app.api.uploads import content_type_of, read_body
 from app.http.contract import TENSORS_AT
 from app.http.problems import BodyTooLargeError, InvalidInputError, NotOfferedError
 from app.observability.request_record import record_of
@@ -149,7 +148,7 @@ def _stated_head(headers: Headers) -> str | None:
     if not is_of_sagemaker(headers):
         # Several are no number.
         return ",".join(headers.getlist(TENSORS_AT)) if TENSORS_AT in headers else None
-    _, parameters = parse_options_header(headers["content-type"])
+    _, parameters = content_type_of(headers)
     stated = parameters.get(_SAGEMAKER_AT.encode())
     return None if stated is None else stated.decode("latin-1")
 

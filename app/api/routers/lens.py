@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from python_multipart.multipart import parse_options_header
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -21,7 +20,7 @@ from app.api.dependencies import TheRuntime, accepts, card_named, debug_allowed
 from app.api.error_responses import event_problem
 from app.api.openapi import image_content, responses
 from app.api.schemas import GradModes, GradModesQuery, GradModesRequest, Progress
-from app.api.uploads import UPLOAD_ERRORS, read_images, read_json
+from app.api.uploads import UPLOAD_ERRORS, content_type_of, read_images, read_json
 from app.http.disconnect import run_until_disconnect
 from app.http.problems import DebugDisabledError, ForbiddenError, TooManyImagesError, UnauthorizedError
 from gradless import records
@@ -90,7 +89,7 @@ async def _read(
     RequestValidationError for invalid JSON."""
     # Checked before the body, so that a client with a wrong model name need not send it.
     card = card_named(runtime, query.model)
-    content_type, _ = parse_options_header(request.headers.get("content-type"))
+    content_type, _ = content_type_of(request.headers)
     if content_type == b"application/json":
         stated = await read_json(request, GradModesRequest)
         if stated is not None:

@@ -68,10 +68,18 @@ async def refusals(listen: Listen, *pieces: bytes, answers: int = 0) -> list[tup
         # Malformed and too large in one read: it is refused for one of the two reasons.
         ((b"\x16\x03\x01" * 20_000,), 400),
         ((b"GET / HTTP/1.1\r\nx-long: " + b"x" * 40_000,), 431),
+        ((b"GET / HTTP/1.1\r\nhost: h\r\n" + b"a:\r\n" * 129,), 431),
         ((b"GET / HTTP/1.1\r\nhost: h",), 408),
         ((REQUEST + b"nonsense\r\n\r\n",), 400),
     ],
-    ids=["not HTTP", "much that is not HTTP", "too large head", "unfinished head", "after a request"],
+    ids=[
+        "not HTTP",
+        "much that is not HTTP",
+        "too large head",
+        "too many headers",
+        "unfinished head",
+        "after a request",
+    ],
 )
 async def test_data_that_never_becomes_a_request_is_refused_once_with_its_duration(
     listen: Listen, pieces: tuple[bytes, ...], status: int
@@ -98,6 +106,12 @@ async def test_a_head_that_began_behind_another_request_has_the_same_limit(liste
     begun = REQUEST + b"GET / HTTP/1.1\r\nhost: here\r\nx-long: " + b"x" * 50_000
     [(status, _)] = await refusals(listen, begun, b"\r\n\r\n", answers=1)
     assert status == 431
+
+
+async def test_a_head_of_128_headers_is_answered(listen: Listen) -> None:
+    assert (
+        await refusals(listen, b"GET / HTTP/1.1\r\nhost: h\r\n" + b"a:\r\n" * 126 + b"connection: close\r\n\r\n") == []
+    )
 
 
 async def test_a_request_with_a_malformed_body_reports_itself(listen: Listen) -> None:
