@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
@@ -200,23 +200,26 @@ def read_jpeg(encoded: bytes) -> Layout:
 
 def _scans(encoded: bytes, first: int, layout: Layout) -> list[Scan]:
     """Return the scans of a file; the first one has its length at `first`."""
-    scan = _scan_at(encoded, first, layout)
+    # Of components with the same number, which T.81 forbids, libjpeg takes one: the most expensive is expected.
+    by_size = sorted(enumerate(layout.components), key=lambda each: each[1].across * each[1].down)
+    known = {component.number: at for at, component in by_size}
+    scan = _scan_at(encoded, first, layout, known)
     if scan is None:
         return []
     if not layout.progressive and len(scan.components) == len(layout.components):
         # It has all components: such a JPEG can have no further scan.
         return [scan]
-    further = (_scan_at(encoded, start, layout) for start in _walk(encoded, _end(encoded, first)))
+    further = (_scan_at(encoded, start, layout, known) for start in _walk(encoded, _end(encoded, first)))
     return [scan, *filter(None, further)]
 
 
-def _scan_at(encoded: bytes, start: int, layout: Layout) -> Scan | None:
-    """Return the scan whose header has its length at `start` (T.81, B.2.3); None if libjpeg would refuse it."""
+def _scan_at(encoded: bytes, start: int, layout: Layout, known: Mapping[int, int]) -> Scan | None:
+    """Return the scan whose header has its length at `start` (T.81, B.2.3); None if libjpeg would refuse it. `known`:
+    positions of the components in the frame, by number."""
     number = encoded[start + 2] if start + 2 < len(encoded) else 0
     end = start + 6 + 2 * number
     if not 1 <= number <= _MOST_SCAN_COMPONENTS or end > len(encoded) or _end(encoded, start) != end:
         return None
-    known = {component.number: position for position, component in enumerate(layout.components)}
     positions = [known.get(encoded[at]) for at in range(start + 3, end - 3, 2)]
     first, last = encoded[end - 3], encoded[end - 2]
     coefficients = max(1, min(last, 63) - first + 1) if layout.progressive else _COEFFICIENTS

@@ -313,3 +313,16 @@ def test_colours_that_may_have_to_be_converted_cost_more() -> None:
     plain, wide = (_heif(b"avif", (900, 900), colours=_colours(each, 13)) for each in (1, 12))
     assert predict_cost(plain, _LIMITS).seconds < predict_cost(wide, _LIMITS, enough=100).seconds
     assert predict_cost(wide, _LIMITS, enough=100).seconds < predict_cost(wide, _LIMITS).seconds
+
+
+def test_of_jpeg_components_with_one_number_the_most_expensive_is_expected() -> None:
+    encoded = bytearray(_file((640, 480), "JPEG", progressive=True, subsampling="4:2:0"))
+    usual = predict_cost(bytes(encoded), _NO_LIMITS)
+    frame = encoded.index(b"\xff\xc2") + 10
+    encoded[frame : frame + 9 : 3] = b"\1\1\1"
+    at = 0
+    while (at := encoded.find(b"\xff\xda", at)) >= 0:
+        for selector in range(at + 5, at + 5 + 2 * encoded[at + 4], 2):
+            encoded[selector] = 1
+        at += 2
+    assert predict_cost(bytes(encoded), _NO_LIMITS).seconds > usual.seconds
