@@ -31,10 +31,10 @@ dist: $(BIN)/python ## build the wheel and the sdist into dist/
 	@$(PIP) build hatchling
 	@$(BIN)/python -m build --no-isolation --outdir $(DIST) .
 
-# Three workers, for two cores: much of a test's time is one process that waits for another. (With four, of which each
-# imports PyTorch and collects all tests, pytest took 636 s instead of 585 to 591.) tests/conftest.py says which files
-# stay with one of them, and in which order they take them. Should one die, the run fails at once: pytest-xdist 3.8
-# starts another, and then waits for ever for what nobody was given.
+# Three workers, for two cores: much of a test's time is one process that waits for another. Each imports PyTorch and
+# collects all tests, so more take longer. tests/conftest.py says which files stay with one of them, and in which order
+# they take them. Should one die, the run fails at once: pytest-xdist 3.8 starts another, and then waits for ever for
+# what nobody was given.
 PYTEST_ARGS ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Processes by the dozen read the same modules, and are to find them compiled.

@@ -76,8 +76,8 @@ IMAGE_BODY: dict[str, Any] = {
 @dataclass(frozen=True, slots=True)
 class ImageEndpoint:
     """A POST endpoint that accepts images. `task` is the task of the runtime and a label of the metrics; requests for
-    features alone have the task of FEATURES. `sheddable` endpoints have one task, and no check before admission that a
-    refusal at the headers would skip, but that for classes."""
+    features alone have the task of FEATURES. `sheddable` endpoints have one task; of the checks before admission that a
+    refusal at the headers would skip, load shedding repeats that for classes."""
 
     path: str
     task: Task

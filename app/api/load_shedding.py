@@ -66,8 +66,9 @@ class LoadShedding:
         if self._needs_full_handling(scope, head) or not route.takes_query(scope["query_string"]):
             return None
         requested = _requested_model(scope["query_string"])
-        model = next(iter(runtime.cards)) if requested is None else requested
-        card = runtime.cards.get(model)
+        cards = runtime.cards
+        model = next(iter(cards)) if requested is None else requested
+        card = cards.get(model)
         if card is None or (task == CLASSIFY.task and not card.classes):
             return None
         overload = runtime.refusal(model, task)

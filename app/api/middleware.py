@@ -62,8 +62,8 @@ class HeadAsGet:
 class SharedBodies:
     """Sends the bodies of responses to GET in pieces, each once the client has read enough of those before.
 
-    Requests share such bodies: files, documents, expositions. What a client does not read, a transport copies: whole
-    bodies would take a megabyte of memory for each connection.
+    Requests share large ones: files, documents, expositions. Of what a client does not read, a transport keeps a copy
+    (asyncio until Python 3.11): whole bodies would take a megabyte of memory for each connection.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -191,6 +191,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.OverloadedError: Row(429, "overloaded", "The service is at capacity", "queue_full"),
     errors.DecodersBusyError: Row(429, "decoders-busy", "Too many expensive images are waiting", "queue_full"),
     errors.BodyMemoryFullError: Row(429, "too-much-at-once", "Too many bytes are being received at once", "queue_full"),
+    errors.TooManyCallsError: Row(429, "too-many-calls", "Too many calls of gRPC are unfinished", "queue_full"),
     errors.DrainingError: Row(503, "draining", "The service is shutting down", "draining"),
     errors.DeadlineExceededError: Row(504, "deadline-exceeded", "The deadline was exceeded", "deadline"),
     errors.ModelDownError: Row(503, "model-down", "The model is being restarted", "model_down"),

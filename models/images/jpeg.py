@@ -200,7 +200,7 @@ def read_jpeg(encoded: bytes) -> Layout:
 
 def _scans(encoded: bytes, first: int, layout: Layout) -> list[Scan]:
     """Return the scans of a file; the first one has its length at `first`."""
-    # Of components with the same number, which T.81 forbids, libjpeg takes one: the most expensive is expected.
+    # Of components with the same number, which T.81 forbids, libjpeg may take any: the most expensive is expected.
     by_size = sorted(enumerate(layout.components), key=lambda each: each[1].across * each[1].down)
     known = {component.number: at for at, component in by_size}
     scan = _scan_at(encoded, first, layout, known)

@@ -26,6 +26,7 @@ GradlessError
 │   ├── AtCapacityError             a limit is reached; the error says when to try again
 │   │   ├── OverloadedError
 │   │   ├── BodyMemoryFullError
+│   │   ├── TooManyCallsError
 │   │   └── DecodersBusyError
 │   ├── DrainingError
 │   ├── ModelDownError
@@ -212,6 +213,14 @@ class BodyMemoryFullError(AtCapacityError):
     def __init__(self, limit_bytes: int) -> None:
         # Bodies come and go within milliseconds to seconds; there is no better estimate.
         super().__init__(f"The bodies of current requests fill {limit_bytes} bytes", 0)
+
+
+class TooManyCallsError(AtCapacityError):
+    """`limit` calls of gRPC are unfinished; with `slow`, `limit` messages take long to arrive."""
+
+    def __init__(self, limit: int, *, slow: bool = False) -> None:
+        what = "messages that take over a second to arrive are being received" if slow else "calls are unfinished"
+        super().__init__(f"{limit} {what}", 0)
 
 
 class DecodersBusyError(AtCapacityError):

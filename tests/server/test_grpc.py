@@ -319,14 +319,14 @@ class RawConnection:
 
 _FEW_CALLS = """
 from app.api.contracts import grpc_server
-grpc_server._MAX_CALLS, grpc_server._MAX_CALLS_OF_CLIENT = 16, 4
+grpc_server._MAX_CALLS, grpc_server._MAX_CALLS_OF_CLIENT, grpc_server._MORE_READS = 32, 4, 1
 """
 
 
 def test_calls_whose_answers_a_client_does_not_read_keep_no_other_client_out(
     start_patched: Callable[..., Any],
 ) -> None:
-    server = start_patched(0, _FEW_CALLS, GRADLESS_GRPC_PORT="0")
+    server = start_patched(0, _FEW_CALLS, GRADLESS_GRPC_PORT="0", GRADLESS_QUEUE_CAPACITY="1")
     client = Client(server)
     path = METHODS["ServerLive"].path
     with client.channel, RawConnection(client.address, "127.0.0.2") as raw:
@@ -337,6 +337,18 @@ def test_calls_whose_answers_a_client_does_not_read_keep_no_other_client_out(
         assert {next(ended) for _ in range(16)} == set(range(9, 41, 2))
         stub = client.channel.unary_unary(path)
         assert all(stub(b"", timeout=PATIENCE_S) for _ in range(4))
+    route = 'contract="oip",method="POST",route="/inference.GRPCInferenceService/ServerLive"'
+    with httpx2.Client(base_url=server.address, timeout=PATIENCE_S) as http:
+        assert f'gradless_requests_total{{code="429",{route}}} 16.0' in http.get("/metrics").text
+    # Their connection has ended, and with it the calls.
+    while not _accepted(client.address, "127.0.0.2", path.encode()):
+        time.sleep(0.02)
+
+
+def _accepted(address: str, source: str, path: bytes) -> bool:
+    with RawConnection(address, source) as raw:
+        raw.call(path)
+        return not next(flags & 1 for kind, flags, _, _ in raw.frames() if kind == 1)
 
 
 def test_a_body_that_no_handler_reads_has_a_small_window(served: Any) -> None:

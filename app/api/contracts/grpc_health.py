@@ -8,15 +8,17 @@ from typing import Any
 
 import grpc
 
-from app.api.contracts.grpc_limits import TOO_MANY_CALLS, CallsOfClients
+from app.api.contracts.grpc_limits import CallsOfClients
 from app.api.contracts.grpc_messages import HEALTH, INFERENCE, MAX_HEAD_BYTES, methods_of, parse, received
 from app.api.dependencies import Parts
 from app.http.problems import InvalidInputError, SlowBodyError
+from models.interface.errors import TooManyCallsError
 
 _PERIOD_S = 0.5
 # Each stream looks at the health once in _PERIOD_S.
-_MAX_WATCHES = 256
-_MAX_WATCHES_OF_CLIENT = 64
+_MAX_WATCHES = 1024
+_MAX_WATCHES_OF_CLIENT = 256
+_MAX_CHECKS_OF_CLIENT = 256
 # A message is in memory before its size is known, and its client needs no key. The messages of further checks are not
 # read: all services have the health of the server.
 _MAX_READS = 8
@@ -27,14 +29,12 @@ _SERVER = ""
 
 
 class HealthChecks:
-    """Answers Check with the health, and Watch whenever it changes. Both end with the service.
+    """Answers Check with the health, and Watch whenever it changes. Both end with the service."""
 
-    `calls` limits the calls of one client.
-    """
-
-    def __init__(self, parts: Parts, calls: CallsOfClients) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._calls = calls
+        # Apart from other calls: a proxy checks the health from the address of its traffic.
+        self._checks = CallsOfClients(_MAX_CHECKS_OF_CLIENT)
         self._watching = CallsOfClients(_MAX_WATCHES_OF_CLIENT)
         self._reads = self._watches = 0
 
@@ -46,8 +46,7 @@ class HealthChecks:
         return grpc.method_handlers_generic_handler(HEALTH, {_CHECK.name: check, _WATCH.name: watch})
 
     async def _check(self, _: Any, context: Any) -> Any:
-        if not self._calls.begin(context):
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_CALLS)
+        await _begin(self._checks, context)
         status = self._health(await self._service(context))
         if status == "SERVICE_UNKNOWN":
             await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
@@ -56,8 +55,7 @@ class HealthChecks:
     async def _watch(self, _: Any, context: Any) -> AsyncIterator[Any]:
         if self._watches >= _MAX_WATCHES:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MAX_WATCHES} streams watch the health.")
-        if not self._watching.begin(context):
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_CALLS)
+        await _begin(self._watching, context)
         self._watches += 1
         try:
             service, sent = await self._service(context), None
@@ -91,3 +89,10 @@ class HealthChecks:
         if service not in {_SERVER, INFERENCE}:
             return "SERVICE_UNKNOWN"
         return "SERVING" if self._parts.ready else "NOT_SERVING"
+
+
+async def _begin(calls: CallsOfClients, context: Any) -> None:
+    try:
+        calls.begin(context)
+    except TooManyCallsError as error:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))

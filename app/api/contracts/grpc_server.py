@@ -20,7 +20,7 @@ from starlette.types import Scope
 
 from app.api.content_encoding import coding_of, expand_coding
 from app.api.contracts.grpc_health import HealthChecks
-from app.api.contracts.grpc_limits import TOO_MANY_CALLS, CallsOfClients, MessageReads
+from app.api.contracts.grpc_limits import CallsOfClients, MessageReads
 from app.api.contracts.grpc_messages import (
     INFERENCE,
     MAX_HEAD_BYTES,
@@ -77,9 +77,9 @@ _MAX_MESSAGE_CHARACTERS = 2000
 _NOT_SENT = "x-content-type-options"
 
 _MAX_STREAMS = 128
-# Calls at once: an unread body takes up to 64 KiB. No client address has more than a quarter of them.
+# Calls at once, and those of one client address: an unread body takes up to 64 KiB. With a long queue they are more.
 _MAX_CALLS = 4096
-_MAX_CALLS_OF_CLIENT = _MAX_CALLS // 4
+_MAX_CALLS_OF_CLIENT = 1024
 # Calls whose messages are being received, besides those whose images are admitted: a message is in memory before its
 # size is known.
 _MORE_READS = 64
@@ -87,7 +87,8 @@ _MORE_READS = 64
 _LEAST_SLOW_READS = 8
 # An idle client connects again by itself.
 _IDLE_MS = 300_000
-# After so long without data, a connection whose client is gone is closed, with the calls that it has left unfinished.
+# After so long without data, a client with unfinished calls is asked for a sign of life. Without one in
+# GRADLESS_READ_TIMEOUT_S its connection is closed.
 _KEEPALIVE_MS = 60_000
 
 _RETRY_S = 1.0
@@ -125,13 +126,13 @@ class GrpcServer:
         self._observer = observer
         settings = self._parts.settings
         self._shares_port = bool(settings.http_workers)
-        self._calls = CallsOfClients(_MAX_CALLS_OF_CLIENT)
-        self._health = HealthChecks(self._parts, self._calls)
-        self._reads = MessageReads(
-            settings.queue_capacity + _MORE_READS,
-            max(_LEAST_SLOW_READS, settings.max_held_bytes // settings.max_request_bytes),
-            settings.max_held_bytes,
-        )
+        reads = settings.queue_capacity + _MORE_READS
+        # All that are read or in the queue, behind a proxy.
+        self._calls = CallsOfClients(max(_MAX_CALLS_OF_CLIENT, 2 * reads))
+        self._max_calls = max(_MAX_CALLS, 8 * reads)
+        self._health = HealthChecks(self._parts)
+        slow_reads = settings.max_held_bytes // settings.max_request_bytes
+        self._reads = MessageReads(reads, max(_LEAST_SLOW_READS, slow_reads))
         self._port = settings.grpc_port or 0
         self._serving: asyncio.Task[None] | None = None
         self._stopping = False
@@ -157,7 +158,7 @@ class GrpcServer:
                 ("grpc.max_connection_idle_ms", _IDLE_MS),
                 ("grpc.server_handshake_timeout_ms", int(settings.read_timeout_s * 1000)),
             ],
-            maximum_concurrent_rpcs=_MAX_CALLS,
+            maximum_concurrent_rpcs=self._max_calls,
         )
         unary = grpc.stream_unary_rpc_method_handler
         calls = {method.name: unary(self._handler(method)) for method in methods_of(INFERENCE)}
@@ -221,10 +222,8 @@ class GrpcServer:
             await asyncio.sleep(min(_QUIET_S, limit_s))
 
     def _handler(self, method: Method) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
-        async def call(_: Any, context: Any) -> bytes:
+        async def call(messages: Any, context: Any) -> bytes:
             self._calls_begun += 1
-            if not self._calls.begin(context):
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, TOO_MANY_CALLS)
             disconnect = ClientDisconnect()
             scope = self._scope(method, context, disconnect)
             record = self._observer.begin(scope)
@@ -245,12 +244,15 @@ class GrpcServer:
                 raise
             finally:
                 self._observer.end(scope, record)
+                # grpcio keeps the exception of `abort`, and with it this frame, in the context.
+                del messages, context, disconnect, record, scope
 
         return call
 
     async def _answer(self, method: Method, request: Request, record: RequestRecord, context: Any) -> bytes | _Refusal:
         """Return the response's message, or why there is none, which is recorded."""
         try:
+            self._calls.begin(context)
             answer = await self._respond(method, request, record, context)
         except (FaultyImageError, GradlessError, RequestError) as error:
             row = record_problem(request, error)
@@ -286,7 +288,7 @@ class GrpcServer:
         return response
 
     async def _read(self, record: RequestRecord, context: Any) -> bytes | bytearray:
-        """Return the message of a call, expanded. Raises SlowBodyError, InvalidInputError, BodyMemoryFullError,
+        """Return the message of a call, expanded. Raises SlowBodyError, InvalidInputError, AtCapacityError,
         BodyTooLargeError."""
         settings = self._parts.settings
         message = await self._reads.read(context, settings.read_timeout_s)

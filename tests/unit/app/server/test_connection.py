@@ -109,9 +109,8 @@ async def test_a_head_that_began_behind_another_request_has_the_same_limit(liste
 
 
 async def test_a_head_of_128_headers_is_answered(listen: Listen) -> None:
-    assert (
-        await refusals(listen, b"GET / HTTP/1.1\r\nhost: h\r\n" + b"a:\r\n" * 126 + b"connection: close\r\n\r\n") == []
-    )
+    head = b"GET / HTTP/1.1\r\nhost: h\r\n" + b"a:\r\n" * 126 + b"connection: close\r\n\r\n"
+    assert await refusals(listen, head, answers=1) == []
 
 
 async def test_a_request_with_a_malformed_body_reports_itself(listen: Listen) -> None:
