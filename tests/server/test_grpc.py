@@ -284,6 +284,8 @@ class RawConnection:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # The file of an unfinished `frames` would keep it open.
+        self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
 
     def call(self, path: bytes) -> None:
@@ -326,7 +328,8 @@ grpc_server._MAX_CALLS, grpc_server._MAX_CALLS_OF_CLIENT, grpc_server._MORE_READ
 def test_calls_whose_answers_a_client_does_not_read_keep_no_other_client_out(
     start_patched: Callable[..., Any],
 ) -> None:
-    server = start_patched(0, _FEW_CALLS, GRADLESS_GRPC_PORT="0", GRADLESS_QUEUE_CAPACITY="1")
+    small = {"GRADLESS_QUEUE_CAPACITY": "1", "GRADLESS_MAX_IMAGES_PER_REQUEST": "1"}
+    server = start_patched(0, _FEW_CALLS, GRADLESS_GRPC_PORT="0", **small)
     client = Client(server)
     path = METHODS["ServerLive"].path
     with client.channel, RawConnection(client.address, "127.0.0.2") as raw:
