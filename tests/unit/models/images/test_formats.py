@@ -6,11 +6,9 @@ import re
 
 import pytest
 
+import models.images.pillow_reading  # noqa: F401 - registers the writer of HEIC
 from app.api.inference import IMAGE_BODY
-from models.images import (
-    formats,
-    pillow_reading,  # noqa: F401 - registers the reader and writer of HEIC
-)
+from models.images import formats
 from models.images.formats import FORMATS, PILLOW_NAMES, SIGNATURE_BYTES, format_of, is_image
 from models.images.samples import draw, encode
 from models.interface.errors import UnsupportedFormatError

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import models.images.pillow_reading  # noqa: F401 - registers the suffixes of HEIC with Pillow
 from models.images.formats import PILLOW_NAMES, SUFFIXES
 from models.interface.errors import JobError
 from models.offline import files
