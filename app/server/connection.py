@@ -35,7 +35,7 @@ OnRefusal = Callable[[Row, float | None], None]
 # Maximum size of request line and headers, as in nginx and Apache.
 _MAX_HEAD_BYTES = 32 * 1024
 
-# A header of three bytes takes some 100 bytes of memory. Browsers and proxies send 20 to 40 headers.
+# Apache accepts 100 by default. In memory, a header of three bytes takes some 100.
 _MAX_FIELDS = 128
 
 # Each chunk of a body costs several calls on the event loop, whatever its size. The first chunks may be of any size.
