@@ -45,22 +45,30 @@ class HealthChecks:
         watch = grpc.stream_stream_rpc_method_handler(self._watch, None, write)
         return grpc.method_handlers_generic_handler(HEALTH, {_CHECK.name: check, _WATCH.name: watch})
 
-    async def _check(self, _: Any, context: Any) -> Any:
-        await _begin(self._checks, context)
-        status = self._health(await self._service(context))
-        if status == "SERVICE_UNKNOWN":
-            await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
-        return _CHECK.response(status=status)
+    async def _check(self, messages: Any, context: Any) -> Any:
+        try:
+            asked = await self._asked(self._checks, context)
+            if isinstance(asked, tuple):
+                return await context.abort(*asked)
+            status = self._health(asked)
+            if status == "SERVICE_UNKNOWN":
+                await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
+            return _CHECK.response(status=status)
+        finally:
+            # grpcio keeps the exception of `abort`, and with it this frame, in the context.
+            del messages, context
 
-    async def _watch(self, _: Any, context: Any) -> AsyncIterator[Any]:
-        if self._watches >= _MAX_WATCHES:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MAX_WATCHES} streams watch the health.")
-        await _begin(self._watching, context)
+    async def _watch(self, messages: Any, context: Any) -> AsyncIterator[Any]:
         self._watches += 1
         try:
-            service, sent = await self._service(context), None
+            if self._watches > _MAX_WATCHES:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MAX_WATCHES} streams watch the health.")
+            asked, sent = await self._asked(self._watching, context), None
+            if isinstance(asked, tuple):
+                await context.abort(*asked)
+                return
             while True:
-                status = self._health(service)
+                status = self._health(asked)
                 if status != sent:
                     yield _CHECK.response(status=status)
                     sent = status
@@ -70,17 +78,25 @@ class HealthChecks:
                 await asyncio.sleep(_PERIOD_S)
         finally:
             self._watches -= 1
+            del messages, context
+
+    async def _asked(self, calls: CallsOfClients, context: Any) -> str | tuple[grpc.StatusCode, str]:
+        """Count a call, and return the service that it names, or the code and the reason of its refusal."""
+        try:
+            calls.begin(context)
+            return await self._service(context)
+        except TooManyCallsError as error:
+            return grpc.StatusCode.RESOURCE_EXHAUSTED, str(error)
+        except (SlowBodyError, InvalidInputError) as error:
+            return grpc.StatusCode.INVALID_ARGUMENT, str(error)
 
     async def _service(self, context: Any) -> str:
-        """Return the service that a call names."""
         if self._reads >= _MAX_READS:
             return _SERVER
         self._reads += 1
         try:
             message = await received(context, _READ_TIMEOUT_S)
             service: str = parse(_CHECK.request, message[:MAX_HEAD_BYTES]).service
-        except (SlowBodyError, InvalidInputError) as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         finally:
             self._reads -= 1
         return service
@@ -89,10 +105,3 @@ class HealthChecks:
         if service not in {_SERVER, INFERENCE}:
             return "SERVICE_UNKNOWN"
         return "SERVING" if self._parts.ready else "NOT_SERVING"
-
-
-async def _begin(calls: CallsOfClients, context: Any) -> None:
-    try:
-        calls.begin(context)
-    except TooManyCallsError as error:
-        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 grpc = pytest.importorskip("grpc")
 
 from app.api.contracts import grpc_server  # noqa: E402 - needs grpc
-from app.api.contracts.grpc_messages import INFERENCE, methods_of  # noqa: E402
+from app.api.contracts.grpc_messages import HEALTH, INFERENCE, methods_of  # noqa: E402
 
 pytestmark = pytest.mark.anyio
 
@@ -43,13 +43,16 @@ async def test_a_call_that_arrives_as_the_stop_begins_is_answered(
     await stopped
 
 
-@pytest.mark.parametrize("answered", [True, False])
+# Answered, and refused: without a key, for an unknown service (its name is the first field), and a broken message.
+@pytest.mark.parametrize(
+    ("name", "message"), [("ServerLive", b""), ("ModelReady", b""), ("Check", b"\x0a\x01x"), ("Check", b"\xff")]
+)
 async def test_calls_leave_no_reference_cycles(
-    application: Callable[..., FastAPI], caplog: pytest.LogCaptureFixture, *, answered: bool
+    application: Callable[..., FastAPI], caplog: pytest.LogCaptureFixture, name: str, message: bytes
 ) -> None:
     caplog.set_level(logging.INFO)
     app = application(grpc_port=0, api_keys="a-key-with-all-rights-1")
-    method = _LIVE if answered else next(each for each in methods_of(INFERENCE) if each.name == "ModelReady")
+    method = next(each for each in (*methods_of(INFERENCE), *methods_of(HEALTH)) if each.name == name)
     async with app.router.lifespan_context(app):
         address = next(record.address for record in caplog.records if hasattr(record, "address"))
         async with grpc.aio.insecure_channel(address) as channel:
@@ -59,7 +62,7 @@ async def test_calls_leave_no_reference_cycles(
             try:
                 for _ in range(20):
                     with contextlib.suppress(grpc.aio.AioRpcError):
-                        await call(b"")
+                        await call(message)
                 left = [each for each in gc.get_objects() if type(each).__name__ == "_ServicerContext"]
             finally:
                 gc.enable()
