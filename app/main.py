@@ -158,9 +158,9 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
     app.add_middleware(
         CORSMiddleware,
         allow_origins=origins,
-        allow_methods=["GET", "POST", "PUT"],
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
         allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID", TENSORS_AT],
-        expose_headers=["X-Request-ID", "Server-Timing", TENSORS_AT],
+        expose_headers=["X-Request-ID", "Server-Timing", "Retry-After", *images.RESULT_HEADERS, TENSORS_AT],
     )
 
 

@@ -23,6 +23,9 @@ from models.search.index import SearchIndex
 # Minimum time for threads to end, even if the drain timeout has expired.
 _MIN_CLOSE_S = 1.0
 
+# Ranges of an Accept header that are read.
+_MAX_RANGES = 32
+
 
 @dataclass(slots=True)
 class Parts:
@@ -107,6 +110,7 @@ class Upload:
     """A request with images that has been authorized and checked. Its body has not been read.
 
     `requested_model` is the model that the request names, if any; `model` is its card before the body is read.
+    `pinned` is the value of If-Match, `version` the version in the path.
     """
 
     request: Request
@@ -114,6 +118,7 @@ class Upload:
     requested_model: str | None
     model: ModelCard
     pinned: str | None
+    version: str | None = None
 
     def check_answer_of(self, fingerprint: str) -> None:
         """Raise FingerprintMismatchError if the request is for another version than the one with `fingerprint`."""
@@ -152,8 +157,9 @@ ImageUpload = Annotated[Upload, Depends(upload_of)]
 
 
 def accepts(request: Request, media_type: str) -> bool:
-    """Return True if the Accept header names `media_type` itself, not a wildcard, with a weight above 0."""
-    for media_range in request.headers.get("accept", "").lower().split(","):
+    """Return True if the first 32 ranges of the Accept header name `media_type` itself, not a wildcard, with a weight
+    above 0."""
+    for media_range in request.headers.get("accept", "").lower().split(",", _MAX_RANGES)[:_MAX_RANGES]:
         named, *parameters = (part.strip() for part in media_range.split(";"))
         if named == media_type:
             return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)

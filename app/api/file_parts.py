@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import unquote_to_bytes
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser
+from python_multipart.multipart import MultipartParser, MultipartState
 
 from app.http.problems import MalformedMultipartError, NoImagesError, TooManyImagesError
 from models.images.formats import SIGNATURE_BYTES, is_image
@@ -16,6 +16,12 @@ from models.interface.errors import ImageTooLargeError
 
 # Form fields that are not files are ignored, up to this number.
 _MAX_FIELDS = 16
+
+# The parser takes a microsecond for each of these bytes: spaces after a boundary, and boundaries within a part. Neither
+# is ever sent (RFC 2046, section 5.1.1). It gets pieces so small that one of them can be neither for long.
+_PIECE = 16 * 1024
+
+_BLANKS = (b" ", b"\t")
 
 # The parameters of a Content-Disposition header. A quoted string is one value, even if it contains a semicolon.
 _PARAMETER = re.compile(rb""";\s*([^\s;="]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)""")
@@ -53,6 +59,10 @@ class FileParts:
         self._header_value = bytearray()
         self._disposition = b""
         self._ended = False
+        self._delimiter = b"\r\n--" + boundary
+        self._delimiters = 0
+        if not boundary:
+            raise MalformedMultipartError("its Content-Type has no boundary")
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -71,10 +81,21 @@ class FileParts:
             raise MalformedMultipartError(str(error)) from error
 
     def feed(self, chunk: bytes) -> None:
+        for start in range(0, len(chunk), _PIECE):
+            self._feed(chunk[start : start + _PIECE])
+
+    def _feed(self, piece: bytes) -> None:
         try:
-            self._parser.write(chunk)
+            self._parser.write(piece)
         except FormParserError as error:
             raise MalformedMultipartError(str(error)) from error
+        padded = any(self._delimiter + blank in piece for blank in _BLANKS)
+        if padded or self._parser.state == MultipartState.BOUNDARY_PADDING:
+            raise MalformedMultipartError("it has spaces after a boundary")
+        self._delimiters += piece.count(self._delimiter)
+        # Two more: the first may follow an empty line, and the last ends the body.
+        if self._delimiters > self._max_files + _MAX_FIELDS + 2:
+            raise MalformedMultipartError("it has more boundaries than parts")
 
     def files(self) -> Sequence[bytes | ImageTooLargeError]:
         """Return the files. Call it after the whole body has been fed."""

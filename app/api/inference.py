@@ -32,6 +32,7 @@ from models.interface.errors import ImageError, ImageTooLargeError, NoClassesErr
 from models.interface.request import Image, InferenceRequest
 from models.interface.results import Answer, Prediction
 from models.interface.telemetry import Task
+from models.interface.turns import in_turns
 
 T = TypeVar("T")
 
@@ -117,12 +118,15 @@ async def _read_images(upload: Upload) -> Sequence[bytes | ImageTooLargeError]:
     return received.files if received.json is None else await images_of_body(upload.request, received.json)
 
 
-def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction], T]) -> list[T | Faulty]:
+async def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction], T]) -> list[T | Faulty]:
     """Return a body for each result. That of an image that failed is its problem."""
-    return [
-        Faulty(error=image_problem(upload.request, result)) if isinstance(result, ImageError) else body_of(result)
-        for result in answer.results
-    ]
+
+    def make(result: Prediction | ImageError) -> T | Faulty:
+        if isinstance(result, ImageError):
+            return Faulty(error=image_problem(upload.request, result))
+        return body_of(result)
+
+    return await in_turns(make, answer.results)
 
 
 async def infer_images(upload: Upload, sent: Sequence[Image | ImageTooLargeError], request: InferenceRequest) -> Answer:
@@ -152,7 +156,7 @@ async def _predict(upload: Upload, sent: Sequence[Image | ImageTooLargeError], r
         answer = await run_until_disconnect(upload.request, work)
     else:
         card = upload.model
-        answer = Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, [])
+        answer = Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, [], card.version)
     if not too_large:
         return answer
     results = iter(answer.results)

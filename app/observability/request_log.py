@@ -87,9 +87,10 @@ class RequestLog:
         self._shed.clear()
 
 
-def log_refused_connection(client: str | None, row: Row) -> None:
+def log_refused_connection(client: str | None, row: Row, request_id: str) -> None:
     """Log bytes that did not become a request: the head was too long, too slow, or not HTTP."""
-    _log.info("request", extra={"client": client, "status": row.status, "problem": row.slug})
+    extra = {"client": client, "status": row.status, "problem": row.slug, "request_id": request_id}
+    _log.info("request", extra=extra)
 
 
 def _level(scope: Scope, status: int, *, slow: bool) -> int:

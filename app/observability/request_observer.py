@@ -128,5 +128,10 @@ def _request_id(scope: Scope) -> str:
             offered: str = value.decode("latin-1")
             if _VALID_REQUEST_ID.fullmatch(offered):
                 return offered
+    return new_request_id()
+
+
+def new_request_id() -> str:
+    """Return the id of a request whose client states none."""
     # Ids tell requests apart; they need not be unpredictable.
     return f"{random.getrandbits(64):016x}"

@@ -26,6 +26,7 @@ from app.http.problems import (
     row_of,
 )
 from app.observability.request_log import log_refused_connection
+from app.observability.request_observer import new_request_id
 from app.server.transport import BoundedTransport
 
 # Callback(problem, seconds since the first byte). `seconds` is None if the data had already become a request, because
@@ -343,6 +344,8 @@ class BoundedConnection(HttpToolsProtocol):
         # The handler of a request reports it. One in the pipeline has not started.
         handled = in_body and not self.pipeline
         self.on_refusal(row, None if handled else perf_counter() - self._head_started_at)
+        request_id = new_request_id()
+        headers = {"x-request-id": request_id, **self._default_headers()}
         if handled or self._between_requests():
             self._cancel_receive_timer()
             self._in_head = False
@@ -350,7 +353,7 @@ class BoundedConnection(HttpToolsProtocol):
             response_started = handled and self.cycle.response_started
             self.transport.client_may_send = not response_started
             if not response_started:
-                self.transport.write(problem_bytes(row, detail, headers=self._default_headers(), last=True))
+                self.transport.write(problem_bytes(row, detail, request_id, headers, last=True))
             # The handler sees a disconnected client.
             self.cycle.disconnected = not self.cycle.response_complete
             self.cycle.message_event.set()
@@ -358,9 +361,12 @@ class BoundedConnection(HttpToolsProtocol):
             self.transport.close()
         else:
             if in_body:
-                self.pipeline[0] = self.cycle, cast(Any, problem_response(row, detail, headers={"Connection": "close"}))
+                response = problem_response(
+                    row, detail, request_id, {"x-request-id": request_id, "connection": "close"}
+                )
+                self.pipeline[0] = self.cycle, cast(Any, response)
             self._end_reading()
-        log_refused_connection(self.client[0] if self.client else None, row)
+        log_refused_connection(self.client[0] if self.client else None, row, request_id)
 
     def _end_reading(self) -> None:
         """Parse nothing more, and close the connection once all requests so far are answered."""

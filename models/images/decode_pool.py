@@ -48,7 +48,10 @@ class DecodeJob(Protocol):
     def cancel_token(self) -> CancelToken: ...
 
     def take_image(self) -> Image:
-        """The file, or ready pixels. Called once at most."""
+        """The file, or ready pixels, which the job then no longer holds."""
+
+    def put_back(self, encoded: bytes) -> None:
+        """Hold the file again, while it waits for a process. A job that is cancelled drops it."""
 
 
 # How a job ended: (3, crop, crop) uint8, an error, or None if it was cancelled.
@@ -166,7 +169,8 @@ class DecodePool:
                 return transform.shape_strips(decode_strips(encoded, self._limits, enough=enough, jpeg_reader="fast"))
             except DamagedJpegError:
                 reader = "tolerant"
-        self._hand_over(job.cost, partial(self._decode_in_process, job, encoded, reader, transform), done)
+        job.put_back(encoded)
+        self._hand_over(job.cost, partial(self._decode_in_process, job, reader, transform), done)
         return None
 
     def _may_have_a_thread(self, predicted: DecodeCost) -> bool:
@@ -196,11 +200,12 @@ class DecodePool:
         done(outcome)
         del outcome  # as above
 
-    def _decode_in_process(
-        self, job: DecodeJob, encoded: bytes, reader: JpegReader, transform: Transform
-    ) -> torch.Tensor | None:
-        """Return the image, (3, crop, crop) uint8, or None if it was cancelled while it waited for memory."""
+    def _decode_in_process(self, job: DecodeJob, reader: JpegReader, transform: Transform) -> torch.Tensor | None:
+        """Return the image, (3, crop, crop) uint8, or None if it was cancelled while it waited."""
         decoder, enough = self._decoders[threading.get_ident()], pixels_needed(transform)
+        encoded = job.take_image()
+        if job.cancel_token.cancelled or isinstance(encoded, ReadyPixels):
+            return None
         # The process has a copy of the file, and so has Pillow's reader.
         needed = _PROCESS_BYTES + 2 * len(encoded) + job.cost.memory_bytes
         with self._memory.reserved(needed, job.cancel_token) as has_memory:
@@ -246,3 +251,6 @@ class _Awaited:
 
     def take_image(self) -> bytes:
         return self._encoded
+
+    def put_back(self, encoded: bytes) -> None:
+        pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple, Protocol
@@ -16,7 +17,6 @@ from models.images.costs import FREE
 from models.interface.request import AllCancelledError, CancelToken, Image, InferenceRequest
 from models.interface.telemetry import Stage
 from models.scheduling.batcher import Completed
-from models.scheduling.threads import LoopMailbox
 
 
 class BatchItem(NamedTuple):
@@ -65,15 +65,15 @@ class ImageJob:
     not raised: a traceback would keep the request's images alive. `cost` is that of the decode, as predicted.
     """
 
-    def __init__(self, image: Image, request: InferenceRequest, mailbox: LoopMailbox) -> None:
+    def __init__(self, image: Image, request: InferenceRequest, loop: asyncio.AbstractEventLoop) -> None:
         self._image = image
         self.request = request
         self.started_at = perf_counter()
         self.decode_seconds = 0.0
         self.cost = FREE
-        self.done: asyncio.Future[None] = mailbox.loop.create_future()
+        self.done: asyncio.Future[None] = loop.create_future()
         self.outcome: Completed[ItemOutput] | BaseException | None = None
-        self._mailbox = mailbox
+        self._loop = loop
         self._queued: Future[Completed[ItemOutput]] | None = None
 
     @property
@@ -81,9 +81,16 @@ class ImageJob:
         return self.request.cancel_token
 
     def take_image(self) -> Image:
-        """Return the image and release it: the queue does not need it. Call once."""
+        """Return the image and release it: the queue does not need it."""
         image, self._image = self._image, b""
         return image
+
+    def put_back(self, encoded: bytes) -> None:
+        """Hold the file again, unless the job is cancelled: its bytes are no longer counted then."""
+        self._image = encoded
+        # Read after the file is stored; `cancel` drops the file after the token is cancelled.
+        if self.request.cancel_token.cancelled:
+            self._image = b""
 
     def queue(self, batcher: Queue, item: BatchItem) -> None:
         """Submit the decoded image to the batcher. Raises OverloadedError, DrainingError."""
@@ -95,7 +102,7 @@ class ImageJob:
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, from any thread."""
-        self._mailbox.post(lambda: self._finish(error))
+        self._finish_soon(error)
 
     def cancel(self) -> Stage:
         """Drop the image unless its forward has begun. Call after cancelling the token. Returns the stage it was in.
@@ -104,6 +111,7 @@ class ImageJob:
         the future. So at least one of the two threads cancels the future.
         """
         self.done.cancel()
+        self._image = b""
         queued, self._queued = self._queued, None
         if queued is None:
             return "decode"
@@ -113,7 +121,12 @@ class ImageJob:
     def _on_batch_done(self, queued: Future[Completed[ItemOutput]]) -> None:
         # A forward stopped by AllCancelledError: the event loop is about to learn of the disconnect and cancels this.
         if not queued.cancelled() and not isinstance(queued.exception(), AllCancelledError):
-            self._mailbox.post(lambda: self._finish(queued.exception() or queued.result()))
+            self._finish_soon(queued.exception() or queued.result())
+
+    def _finish_soon(self, outcome: Completed[ItemOutput] | BaseException) -> None:
+        # A closed event loop needs no answer.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._finish, outcome)
 
     def _finish(self, outcome: Completed[ItemOutput] | BaseException) -> None:
         # The future's callback refers to this job: a cycle would keep the answer until a garbage collection.

@@ -29,8 +29,8 @@ from models.interface.errors import (
 from models.interface.request import CancelToken, InferenceRequest
 from models.interface.results import Answer, ModelCard, Prediction, ScoredClass
 from models.interface.telemetry import Outcome, StageSeconds, Task, Telemetry
+from models.interface.turns import in_turns
 from models.scheduling.batcher import Completed
-from models.scheduling.threads import LoopMailbox
 
 
 class ModelFacts(Protocol):
@@ -67,7 +67,6 @@ class Pipeline:
         self._deadline_s = deadline_s
         self._telemetry = telemetry
         self._decoding: set[ImageJob] = set()
-        self._mailbox: LoopMailbox | None = None
 
     @property
     def decoding(self) -> bool:
@@ -110,11 +109,11 @@ class Pipeline:
         return overload
 
     async def _predict_all(self, request: InferenceRequest) -> list[Prediction | ImageError]:
-        mailbox = self._mailbox_of(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
         # Also cancelled when the deadline passes.
         token = CancelToken(request.cancel_token)
         for_jobs = replace(request, images=(), cancel_token=token)
-        jobs = [ImageJob(image, for_jobs, mailbox) for image in request.images]
+        jobs = [ImageJob(image, for_jobs, loop) for image in request.images]
         undecoded = deque(jobs)
         if not token.cancelled:
             # One request has at most as many images in the decode pool as the pool has threads.
@@ -132,17 +131,12 @@ class Pipeline:
                 if job.outcome is None:
                     self._cancel(job)
             raise
-        return [self._result(job) for job in jobs]
+        return await in_turns(self._result, jobs)
 
     def _cancel(self, job: ImageJob) -> None:
         stage = job.cancel()
         saved_seconds = 0.0 if stage == "forward" else self._batcher.expected_seconds(1)
         self._telemetry.image_cancelled(self._model.name, stage, saved_seconds)
-
-    def _mailbox_of(self, loop: asyncio.AbstractEventLoop) -> LoopMailbox:
-        if self._mailbox is None or self._mailbox.loop is not loop:
-            self._mailbox = LoopMailbox(loop)
-        return self._mailbox
 
     def _decode_next(self, undecoded: deque[ImageJob]) -> None:
         while undecoded:
@@ -226,7 +220,7 @@ async def answer(card: ModelCard, pipeline: Pipeline, request: InferenceRequest)
     if request.top_k > card.classes:
         request = replace(request, top_k=card.classes)
     results = await pipeline.predict(request)
-    return Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, results)
+    return Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, results, card.version)
 
 
 def _clear_frames(error: BaseException | None) -> None:

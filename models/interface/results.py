@@ -38,13 +38,14 @@ class Prediction:
 @dataclass(frozen=True, slots=True)
 class Answer:
     """The results of one request in the order of its images; an image at fault has its ImageError. `shape` is the
-    shape of one image's features, `dimensions` their number."""
+    shape of one image's features, `dimensions` their number. `version` is that of the model's card."""
 
     model: str
     fingerprint: str
     dimensions: int
     shape: tuple[int, ...]
     results: Sequence[Prediction | ImageError]
+    version: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from models.interface.results import Loaded, ModelCard
 from models.loading import catalog
 from models.loading.catalog import ModelSource
 from models.networks.specs import ModelSpec
-from models.scheduling.threads import BackgroundWork
+from models.serving.background import BackgroundWork
 from models.serving.lens import Lens
 from models.serving.model_instance import ServingContext
 from models.serving.registry import ModelRegistry

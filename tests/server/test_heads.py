@@ -56,10 +56,12 @@ def test_an_endless_head_is_refused_with_431(server: Any, read_answer: ReadAnswe
         assert problem_of(read_answer(file)) == (431, "headers-too-large")
 
 
-def test_bytes_that_are_not_http_get_a_problem(server: Any, read_answer: ReadAnswer) -> None:
+def test_bytes_that_are_not_http_get_a_problem_with_a_request_id(server: Any, read_answer: ReadAnswer) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"\x16\x03\x01 is how TLS begins\r\n\r\n")
-        assert problem_of(read_answer(file)) == (400, "malformed-request")
+        answer = read_answer(file)
+        assert problem_of(answer) == (400, "malformed-request")
+        assert json.loads(answer.body)["request_id"] == answer.headers["x-request-id"]
         assert file.read() == b""
 
 

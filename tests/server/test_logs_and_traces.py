@@ -84,7 +84,8 @@ def test_every_line_is_json_and_every_request_has_one_line_and_one_trace(
         client.get("/readyz")
     with server.connect() as connection:
         connection.sendall(b"this is not HTTP\r\n\r\n")
-        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+        refused = connection.recv(65536)
+    assert refused.startswith(b"HTTP/1.1 400 ")
     server.process.terminate()
     assert server.exit_status() == 0
     server.end_of_output()
@@ -100,6 +101,7 @@ def test_every_line_is_json_and_every_request_has_one_line_and_one_trace(
     assert 0 < sum(stages) < first["total_ms"]
     assert (second["status"], second["problem"]) == (malformed.status_code, "malformed-multipart")
     assert (third["status"], third["problem"]) == (400, "malformed-request")
+    assert third["request_id"].encode() in refused
 
     spans = collector.spans()
     assert {"POST /v1/classify", "read", "decode", "queue", "forward", "respond", "batch"} == set(spans)

@@ -184,6 +184,7 @@ def test_a_malformed_body_behind_requests_is_refused_after_their_responses(
         refusal = read_answer(file)
         assert (refusal.status, refusal.headers["connection"]) == (400, "close")
         assert json.loads(refusal.body)["type"] == "urn:gradless:problem:malformed-request"
+        assert json.loads(refusal.body)["request_id"] == refusal.headers["x-request-id"]
         assert file.read() == b""
 
 

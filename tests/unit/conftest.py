@@ -168,7 +168,7 @@ def answer(prediction: Callable[..., Prediction]) -> Callable[..., Answer]:
     """Make an answer of the results given; of one image without any."""
 
     def make(*results: Any) -> Answer:
-        return Answer("fake", "0123456789abcdef", 3, (3,), list(results) or [prediction()])
+        return Answer("fake", "0123456789abcdef", 3, (3,), list(results) or [prediction()], 1)
 
     return make
 
@@ -237,6 +237,7 @@ class FakeRuntime:
     names: Sequence[str] = ("fake",)
     device_names: Sequence[str] = ("cpu",)
     classes: int = 10
+    version: int = 1
     closed_within_s: list[float] = field(default_factory=list)
     overload: OverloadedError | None = None
     down: frozenset[str] = frozenset()
@@ -254,10 +255,8 @@ class FakeRuntime:
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
-        return {
-            name: replace(card_of(name), device=",".join(self.device_names), classes=self.classes)
-            for name in self.names
-        }
+        facts: dict[str, Any] = {"device": ",".join(self.device_names), "classes": self.classes}
+        return {name: replace(card_of(name), version=self.version, **facts) for name in self.names}
 
     @property
     def half_full(self) -> bool:

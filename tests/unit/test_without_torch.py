@@ -37,7 +37,7 @@ class Fake:
     cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, (2,), None, *PLACE, *VERSION)}
 
     async def predict(self, model, request):
-        return Answer(model or "fake", "0" * 16, 2, (2,), [])
+        return Answer(model or "fake", "0" * 16, 2, (2,), [], 1)
 
     def admissions(self):
         return {}

@@ -4,6 +4,7 @@ predictions of its images, which is that of the native routes."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -30,7 +31,7 @@ IMAGES = "inference"
 
 # As of POST /v1/classify.
 DEFAULT_TOP_K = 5
-_MAX_TOP_K = 1000
+MAX_TOP_K = 1000
 
 
 class ContractRoute(APIRoute):
@@ -95,8 +96,8 @@ async def upload_for(request: Request, name: str | None, version: str | None = N
     upload = await upload_of(request, model, request.headers.get("if-match"))
     view = view_of(upload.model, name)
     if version is not None:
-        check_version(upload.model, version)
-    return upload, view
+        check_version(upload.model.name, upload.model.version, version)
+    return replace(upload, version=version), view
 
 
 async def predict(
@@ -105,9 +106,13 @@ async def predict(
     """Return the answer to `request` and the prediction of each of `images`, in order. The request fails as a whole if
     an image is at fault: these protocols have no place for one image's error.
 
-    Raises FaultyImageError, FingerprintMismatchError, ClientDisconnectedError, and what Runtime.predict raises.
+    Raises FaultyImageError, FingerprintMismatchError, UnknownVersionError, ClientDisconnectedError, and what
+    Runtime.predict raises.
     """
     answer = await infer_images(upload, images, request)
+    if upload.version is not None:
+        # Checked again: another version may have been loaded while the body was received.
+        check_version(answer.model, answer.version, upload.version)
     item = record_of(upload.request.scope).contract.item
     predictions = []
     for position, result in enumerate(answer.results):
@@ -131,6 +136,6 @@ def top_k_of(parameters: Mapping[str, Any]) -> int:
     if top_k is None:
         return DEFAULT_TOP_K
     # True is an int.
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= _MAX_TOP_K:
-        raise InvalidInputError(f"top_k must be a whole number from 1 to {_MAX_TOP_K}.")
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= MAX_TOP_K:
+        raise InvalidInputError(f"top_k must be a whole number from 1 to {MAX_TOP_K}.")
     return top_k

@@ -130,7 +130,7 @@ async def _infer(call: Call) -> Mapping[str, Any]:
     tensors = output_tensors(outputs, predictions)
     return {
         "model_name": view.name,
-        "model_version": str(view.model.version),
+        "model_version": str(answer.version),
         "id": message.id,
         "parameters": {"fingerprint": {"string_param": answer.fingerprint}},
         "outputs": [{"name": each.name, "datatype": each.datatype, "shape": each.shape} for each in tensors],

@@ -252,7 +252,7 @@ async def infer_response(
         {
             **({} if sent.id is None else {"id": sent.id}),
             "model_name": view.name,
-            "model_version": str(view.model.version),
+            "model_version": str(answer.version),
             "parameters": {"fingerprint": answer.fingerprint},
             "outputs": stated,
         }

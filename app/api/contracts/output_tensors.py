@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from app.api.contracts.adapter import MAX_TOP_K
 from app.api.contracts.tensors import BYTES, join_elements
 from app.api.contracts.views import View
 from app.http.problems import InvalidInputError
@@ -58,10 +59,13 @@ def chosen_outputs(wanted: Sequence[WantedOutput], view: View) -> list[WantedOut
         raise InvalidInputError(f"The outputs are {' and '.join(known)}, each at most once; not {stated}.")
     if any(output.classification and output.name != PROBABILITIES for output in wanted):
         raise InvalidInputError(f"classification is of the output {PROBABILITIES} alone.")
-    return [
+    chosen = [
         WantedOutput(output.name, min(output.classification, view.model.classes))
         for output in wanted or [WantedOutput(view.output)]
     ]
+    if any(output.classification > MAX_TOP_K for output in chosen):
+        raise InvalidInputError(f"classification is at most {MAX_TOP_K}; without it, the output has all classes.")
+    return chosen
 
 
 def inference_request(outputs: Sequence[WantedOutput]) -> InferenceRequest:

@@ -61,7 +61,7 @@ def view_named(runtime: Runtime, name: str, version: str | None = None) -> View:
     """Return the view of that name. Raises UnknownModelError, UnknownVersionError."""
     view = view_of(card_named(runtime, model_of(name)), name)
     if version is not None:
-        check_version(view.model, version)
+        check_version(view.model.name, view.model.version, version)
     return view
 
 
@@ -83,7 +83,7 @@ def split_path(models: Mapping[str, ModelCard], path: str) -> tuple[str, str]:
     return (path, "") if end < 0 else (path[:end], path[end + 1 :])
 
 
-def check_version(model: ModelCard, version: str) -> None:
-    """Raise UnknownVersionError unless `version` is served: 1, or the card's; `.0` may follow."""
-    if version.removesuffix(".0") not in {_SERVED_NOW, str(model.version)}:
-        raise UnknownVersionError(model.name, version, model.version)
+def check_version(model: str, served: int, version: str) -> None:
+    """Raise UnknownVersionError unless `version` is 1, or the `served` one; `.0` may follow."""
+    if version.removesuffix(".0") not in {_SERVED_NOW, str(served)}:
+        raise UnknownVersionError(model, version, served)

@@ -43,7 +43,7 @@ async def classify(upload: ImageUpload, top_k: TopK = 5) -> Classifications:
         raise NoClassesError(upload.model.name)
     answer = await infer(upload, InferenceRequest(CLASSIFY.task, top_k=top_k))
     return Classifications(
-        model=answer.model, fingerprint=answer.fingerprint, results=result_bodies(upload, answer, _classification)
+        model=answer.model, fingerprint=answer.fingerprint, results=await result_bodies(upload, answer, _classification)
     )
 
 
@@ -59,6 +59,9 @@ def _classes(predicted: Predicted) -> list[Prediction]:
 
 
 NPY = "application/x-npy"
+
+# What a NumPy file has no place for: model, fingerprint, and shape of one image's features.
+RESULT_HEADERS = ("X-Gradless-Model", "X-Gradless-Fingerprint", "X-Gradless-Shape")
 
 Encoding = Annotated[
     Literal["list", "base64"],
@@ -92,7 +95,7 @@ async def features(
         fingerprint=answer.fingerprint,
         dimensions=answer.dimensions,
         shape=list(answer.shape),
-        results=result_bodies(
+        results=await result_bodies(
             upload, answer, lambda result: _features(scaled(result.features, normalize=normalize), encoding)
         ),
     )
@@ -155,7 +158,7 @@ async def predict(
         fingerprint=answer.fingerprint,
         dimensions=answer.dimensions,
         shape=list(answer.shape),
-        results=result_bodies(upload, answer, outputs_of),
+        results=await result_bodies(upload, answer, outputs_of),
     )
 
 
@@ -199,11 +202,8 @@ def _numpy_file(
             # Not raised: the traceback would hold this frame, and so the answer that holds the error.
             return error_response(upload.request, result)
         results.append(result)
-    headers = {
-        "X-Gradless-Model": answer.model,
-        "X-Gradless-Fingerprint": answer.fingerprint,
-        "X-Gradless-Shape": ",".join(map(str, answer.shape)),
-    }
+    about = (answer.model, answer.fingerprint, ",".join(map(str, answer.shape)))
+    headers = dict(zip(RESULT_HEADERS, about, strict=True))
     return Response(write(results), headers=headers, media_type=media_type)
 
 

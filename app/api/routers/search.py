@@ -66,7 +66,7 @@ async def search(
         model=answer.model,
         fingerprint=answer.fingerprint,
         indexed=index.manifest.rows,
-        results=result_bodies(upload, answer, lambda _: next(found)),
+        results=await result_bodies(upload, answer, lambda _: next(found)),
     )
 
 

@@ -145,9 +145,14 @@ class _CancellableJob:
 
     def __init__(self) -> None:
         self.cancel_token = CancelToken()
+        self.held = TIFF
 
     def take_image(self) -> bytes:
-        return TIFF
+        taken, self.held = self.held, b""
+        return taken
+
+    def put_back(self, encoded: bytes) -> None:
+        self.held = encoded
 
 
 def test_an_expensive_image_of_a_disconnected_client_is_not_decoded(held: _Held) -> None:
@@ -158,6 +163,8 @@ def test_an_expensive_image_of_a_disconnected_client_is_not_decoded(held: _Held)
     pool.decode(job, _TRANSFORM, outcome.set_result)
     # The pool's one thread has handed it over by then.
     pool.submit(JPEG, _TRANSFORM).result(_PATIENCE_S)
+    # So that it can drop the file when its client disconnects.
+    assert job.held is TIFF
     job.cancel_token.cancel()
     held.go_on.set()
     first.result(_PATIENCE_S)

@@ -110,6 +110,9 @@ def test_the_decode_pool_copies_them_in_a_thread() -> None:
         def take_image(self) -> ReadyPixels:
             return ReadyPixels(_PIXELS)
 
+        def put_back(self, encoded: bytes) -> None:
+            raise AssertionError(encoded)
+
     outcomes: list[Any] = []
     pool = DecodePool(1, ImageLimits())
     pool.decode(Job(), _TRANSFORM, outcomes.append)

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from pydantic_core import to_json
 
 from models.interface.errors import EmptyImageError
 from models.interface.results import Answer, Prediction
@@ -131,3 +132,34 @@ async def test_each_image_has_a_list_of_classes_most_probable_first(
         "fingerprint": "0123456789abcdef",
         "results": [{"predictions": expected}, {"predictions": expected}],
     }
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/v1/predict", "/v1/features?encoding=base64"])
+async def test_several_results_are_the_json_of_each_and_one_is_that_of_the_whole(
+    serve: Serve, prediction: Callable[..., Prediction], answer: Callable[..., Answer], path: str
+) -> None:
+    results = [prediction(2, vector) for vector in _VECTORS]
+    results.insert(1, EmptyImageError())
+    bodies = []
+    for made in (results, *([each] for each in results[::2])):
+
+        async def predict(*_arguments: object, made: list[Any] = made, **_options: object) -> Answer:
+            return answer(*made)
+
+        async with serve({"predict": predict}) as client:
+            bodies.append(await client.post(path, content=b"image"))
+
+    several, *alone = (body.json() for body in bodies)
+    assert [several["results"][at] for at in (0, 2)] == [body["results"][0] for body in alone]
+    assert "empty" in several["results"][1]["error"]["type"]
+    assert {**several, "results": []} == {**alone[0], "results": []}
+    # Also to the byte: without spaces.
+    assert bodies[0].content == to_json(several)
+
+
+async def test_only_the_first_ranges_of_accept_are_read(serve: Serve, three_vectors: Predict) -> None:
+    async with serve({"predict": three_vectors}) as client:
+        near = await client.post("/v1/features", content=b"image", headers={"Accept": f"{',' * 30}application/x-npy"})
+        far = await client.post("/v1/features", content=b"image", headers={"Accept": f"{',' * 40}application/x-npy"})
+    assert near.headers["content-type"] == "application/x-npy"
+    assert far.headers["content-type"] == "application/json"

@@ -207,3 +207,52 @@ def test_a_long_header_is_refused_even_if_it_is_received_byte_by_byte() -> None:
 def test_the_headers_of_a_part_have_a_limit(header: bytes) -> None:
     with pytest.raises(MalformedMultipartError, match="Maximum header"):
         _read(_body((_FILE + b"\r\n" + header, b"image")))
+
+
+def _fed_bytes(parts: FileParts, body: bytes) -> int:
+    """How many bytes of `body` are fed until they are refused, in pieces as a connection reads them."""
+    step = 64 * 1024
+    for start in range(0, len(body), step):
+        try:
+            parts.feed(body[start : start + step])
+        except MalformedMultipartError:
+            return start + step
+    return len(body) + step
+
+
+@pytest.mark.parametrize("blank", [b" ", b"\t"])
+@pytest.mark.parametrize("received", [0, 7, 12, 16 * 1024 - 14])
+def test_spaces_after_a_boundary_are_refused_before_megabytes_of_them_are_parsed(blank: bytes, received: int) -> None:
+    """The parser looks at each of them: 64 MiB would take half a minute."""
+    first = b"--%b\r\n%b\r\n\r\n%b\r\n--%b" % (_BOUNDARY, _FILE, b"x" * received, _BOUNDARY)
+    parts = FileParts(_BOUNDARY, max_files=8, max_file_bytes=100_000)
+
+    assert _fed_bytes(parts, first + blank * 2_000_000) <= 2 * 64 * 1024
+
+
+def test_a_boundary_with_one_space_behind_it_is_refused() -> None:
+    with pytest.raises(MalformedMultipartError, match="spaces after a boundary"):
+        _read(b"--%b\r\n%b\r\n\r\nimage\r\n--%b \r\n" % (_BOUNDARY, _FILE, _BOUNDARY))
+
+
+def test_a_part_full_of_its_boundary_is_refused_before_megabytes_of_it_are_parsed() -> None:
+    """The parser looks at the bytes of each again, to find that it is none."""
+    parts = FileParts(b"b", max_files=8, max_file_bytes=10_000_000)
+    head = b"--b\r\n" + _FILE + b"\r\n\r\n"
+
+    assert _fed_bytes(parts, head + b"\r\n--b?" * 300_000) <= 64 * 1024
+
+
+def test_the_parser_gets_small_pieces() -> None:
+    """A piece is what one call may stop the event loop for."""
+    parts = FileParts(_BOUNDARY, max_files=8, max_file_bytes=10_000_000)
+    lengths: list[int] = []
+    write = parts._parser.write  # noqa: SLF001
+
+    def recorded(data: bytes) -> int:
+        lengths.append(len(data))
+        return write(data)
+
+    parts._parser.write = recorded  # type: ignore[method-assign]  # noqa: SLF001
+    parts.feed(_body((_FILE, b"x" * 1_000_000)))
+    assert max(lengths) <= 16 * 1024

@@ -85,7 +85,7 @@ async def test_a_version_loaded_while_the_body_was_read_does_not_answer_for_the_
     serve: Serve, prediction: Callable[..., Prediction], path: str
 ) -> None:
     async def another(_: str | None, request: InferenceRequest) -> Answer:
-        return Answer("fake", OTHER, 3, (3,), [prediction(request.top_k)])
+        return Answer("fake", OTHER, 3, (3,), [prediction(request.top_k)], 1)
 
     async with serve({"predict": another}) as client:
         refused = await client.post(path, content=b"image", headers={"If-Match": SERVED})

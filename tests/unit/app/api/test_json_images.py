@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 
 import pytest
 from fastapi import Request
@@ -53,6 +54,11 @@ def test_other_text_is_no_base64(text: str) -> None:
         b'{"a": [' + b"[]," * 100_000 + b"[]]}",
         b'{"a": "' + b"\\n" * 2**20 + b'"}',
         b"[" * 1000,
+        # Whole numbers, for which the time grows with the square of their digits, and white space.
+        b'{"a": [' + b",".join([b"9" * 4299] * 500) + b"]}",
+        b'{"a\\"": [' + b",".join([b"9" * 4299] * 500) + b"]}",
+        b'{"a\\\\": [' + b",".join([b"9" * 4299] * 500) + b"]}",
+        b'{"a":' + b" " * 2**21 + b'"b"}',
     ],
 )
 async def test_json_that_takes_long_is_refused(request_: Request, body: bytes) -> None:
@@ -88,3 +94,15 @@ async def test_long_json_is_ascii_or_refused(request_: Request, monkeypatch: pyt
     assert await parse_object(request_, plain)
     with pytest.raises(InvalidInputError, match="must be ASCII"):
         await parse_object(request_, plain.replace(b"002B", b"262B"))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.one_of(st.sampled_from(['"', "\\", '\\"', ","]), st.text(alphabet='ab"\\', max_size=6)), max_size=8),
+    st.integers(0, 10**12),
+)
+def test_bytes_outside_strings_are_those_that_remain_without_them(texts: list[str], number: int) -> None:
+    body = json.dumps({"texts": texts, "number": number}).encode()
+    signs = len(b"{: , : }") + len(b"[]") + 2 * max(0, len(texts) - 1) + len(str(number))
+
+    assert json_images._bytes_outside_strings(body) == signs  # noqa: SLF001

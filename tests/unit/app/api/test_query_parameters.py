@@ -60,6 +60,12 @@ async def test_only_the_first_of_many_wrong_parameters_are_named(serve: Serve) -
     assert len(answer.json()["detail"]) < 1000
 
 
+async def test_a_query_of_many_parameters_is_refused_before_it_is_parsed(serve: Serve) -> None:
+    async with serve() as client:
+        answer = await client.post(f"/v1/classify?{'top_k=1&' * 4000}", content=b"image")
+    assert (answer.status_code, answer.json()["detail"]) == (422, "query: it has more than 64 parameters")
+
+
 async def test_a_list_parameter_may_be_repeated(serve: Serve) -> None:
     async with serve() as client:
         answer = await client.post("/debug/grad-modes?arms=grad&arms=no_grad&sweep=1&sweep=2,4&batch_size=2")

@@ -140,7 +140,7 @@ async def test_a_request_without_a_model_uses_the_default_when_its_body_has_been
     async def predict(model: str | None, request: InferenceRequest) -> Answer:
         if model is not None and model not in names:
             raise UnknownModelError(model, names)
-        return Answer(model or names[0], "0123456789abcdef", 3, (3,), [prediction(request.top_k)])
+        return Answer(model or names[0], "0123456789abcdef", 3, (3,), [prediction(request.top_k)], 1)
 
     async def body() -> AsyncIterator[bytes]:
         yield b"ima"

@@ -77,6 +77,9 @@ async def test_pages_of_other_origins_can_read_responses_only_if_configured(serv
         allowed = await client.options("/v1/classify", headers=preflight)
         other = await client.post("/v1/classify", content=b"image", headers={"Origin": "https://other.example"})
 
+    exposed = opened.headers["access-control-expose-headers"].split(", ")
+    assert {"X-Request-ID", "Retry-After", "X-Gradless-Fingerprint", "X-Gradless-Shape"} <= set(exposed)
+    assert "DELETE" in allowed.headers["access-control-allow-methods"]
     assert "access-control-allow-origin" not in closed.headers
     assert refused.status_code == 405
     assert opened.headers["access-control-allow-origin"] == "https://shop.example"

@@ -83,7 +83,7 @@ def with_bad_images(prediction: Callable[..., Prediction]) -> dict[str, Any]:
         del model
         fault = UndecodableImageError("PNG", "it is cut short")
         results = [fault if image == _BAD else prediction(1, dense=True) for image in request.images]
-        return Answer("fake", "0123456789abcdef", 3, (3,), results)
+        return Answer("fake", "0123456789abcdef", 3, (3,), results, 1)
 
     return {"predict": infer}
 

@@ -188,7 +188,7 @@ async def test_statistics_are_those_of_the_metrics(serve: Serve, prediction: Cal
     async def predict(_model: str | None, request: InferenceRequest) -> Answer:
         fault = UndecodableImageError("PNG", "it is cut short")
         results = [fault if image == b"\xffbad" else prediction(dense=True) for image in request.images]
-        return Answer("fake", "0123456789abcdef", 3, (3,), results)
+        return Answer("fake", "0123456789abcdef", 3, (3,), results, 1)
 
     async with serve({"predict": predict}) as client:
         raw = {"Inference-Header-Content-Length": "0"}

@@ -45,7 +45,7 @@ def received(prediction: Callable[..., Prediction]) -> tuple[list[InferenceReque
             fault if image == b"\xffbad" else prediction(request.top_k, dense=request.all_probabilities)
             for image in request.images
         ]
-        return Answer("fake", "0123456789abcdef", 3, (3,), results)
+        return Answer("fake", "0123456789abcdef", 3, (3,), results, 1)
 
     return noted, {"predict": predict}
 
@@ -404,3 +404,24 @@ async def test_triton_on_sagemaker_has_its_own_type_and_the_model_in_the_query(
     assert (listed.status_code, listed.headers["content-type"]) == (200, "application/json")
     assert (_error(wrong)[0], _error(refused)[0]) == (400, 405)
     assert "predictions" in other.json()
+
+
+async def test_a_version_loaded_while_the_body_was_read_does_not_answer_for_the_one_in_the_path(
+    serve: Serve, prediction: Callable[..., Prediction]
+) -> None:
+    async def another(_model: str | None, request: InferenceRequest) -> Answer:
+        return Answer("fake", "another", 3, (3,), [prediction(request.top_k, dense=True)], 3)
+
+    async with serve({"predict": another, "version": 2}) as client:
+        refused = await client.post("/v2/models/fake/versions/2/infer", **_files(_ONE))
+        unpinned = await client.post(_URL, **_files(_ONE))
+
+    assert _error(refused)[0] == 404
+    assert (unpinned.json()["model_version"], unpinned.json()["parameters"]["fingerprint"]) == ("3", "another")
+
+
+async def test_the_likeliest_classes_have_a_limit(serve: Serve) -> None:
+    """A thousand texts for each image are made at once."""
+    output = [{"name": "probabilities", "parameters": {"classification": 1001}}]
+    async with serve({"classes": 21_000}) as client:
+        assert "at most 1000" in _error(await client.post(_URL, **_files(_ONE, outputs=output)))[1]

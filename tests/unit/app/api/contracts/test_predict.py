@@ -38,7 +38,7 @@ class _Recorder:
         self.images = list(request.images)
         fault = UndecodableImageError("PNG", "it is cut short")
         results = [fault if image == b"bad" else self._prediction(request.top_k) for image in request.images]
-        return Answer(model or "fake", "0123456789abcdef", 3, (3,), results)
+        return Answer(model or "fake", "0123456789abcdef", 3, (3,), results, 1)
 
 
 @pytest.fixture

@@ -76,6 +76,6 @@ def test_version_1_is_always_served_and_so_is_that_of_the_card(card: ModelCard) 
     reloaded = replace(card, version=7)
 
     for version in ("1", "1.0", "7", "7.0"):
-        check_version(reloaded, version)
+        check_version(reloaded.name, reloaded.version, version)
     with pytest.raises(UnknownVersionError, match="no version '2'"):
-        check_version(reloaded, "2")
+        check_version(reloaded.name, reloaded.version, "2")

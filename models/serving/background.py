@@ -1,10 +1,9 @@
-"""Work in a background thread, and calls from threads to the event loop."""
+"""Work in a background thread, whose result an event loop or another thread waits for."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
@@ -62,32 +61,3 @@ class BackgroundWork(Generic[T]):
             self._outcome.set_result(result)
         else:
             self._discard(result)
-
-
-class LoopMailbox:
-    """Calls for one event loop, posted from any thread and made in order.
-
-    Waking the loop costs a system call and a switch of the GIL. While the loop is woken but has not run yet, further
-    calls do not wake it again: a batch of 32 answers wakes it once.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._calls: deque[Callable[[], None]] = deque()
-        self._woken = False
-
-    def post(self, call: Callable[[], None]) -> None:
-        """Have the loop make `call`, which must not raise. Does nothing if the loop is closed."""
-        self._calls.append(call)
-        # Read after the append; `_deliver` clears it before the first call. So no call is left behind.
-        if not self._woken:
-            self._woken = True
-            try:
-                self.loop.call_soon_threadsafe(self._deliver)
-            except RuntimeError:
-                self._calls.clear()
-
-    def _deliver(self) -> None:
-        self._woken = False
-        while self._calls:
-            self._calls.popleft()()
