@@ -1,1 +1,1 @@
-"""HTTP: requests in, responses out. Nothing in here imports torch."""
+"""The server and the commands. What answers requests imports no torch."""

@@ -229,7 +229,7 @@ def serving_options(settings: Settings) -> ServingOptions:
         max_batch_size=settings.max_batch_size,
         fixed_batch=settings.fixed_batch,
         exact_jpeg=settings.exact_jpeg,
-        max_wait_s=settings.max_batch_delay_ms / 1e3,
+        max_batch_delay_s=settings.max_batch_delay_ms / 1e3,
         queue_capacity=settings.queue_capacity,
         decode_threads=settings.decode_threads,
         limits=settings.image_limits,

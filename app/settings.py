@@ -1,6 +1,6 @@
 """The settings: GRADLESS_* environment variables, validated before anything else starts.
 
-No other module reads the environment for settings.
+No other module reads the environment for settings; commands without settings only look at GRADLESS_LOG_LEVEL.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 from app.api.dependencies import settings_of
 from app.api.off_loop import off_loop
-from app.api.uploads import content_type_of
+from app.api.uploads import WHITE_SPACE, content_type_of
 from app.http.problems import InvalidInputError, NoImagesError, TooManyImagesError
 from app.observability.request_record import record_of
 from models.interface.errors import ImageTooLargeError
@@ -40,7 +40,6 @@ _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
 
 _BACKSLASH = 0x5C
-_WHITE_SPACE = b" \t\r\n"
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 _JSON = b"application/json"
@@ -182,6 +181,6 @@ def decode_base64(text: str, start: int = 0) -> bytes:
     except ValueError:
         bare = BytesIO()
         for at in range(0, len(encoded), _PIECE):
-            bare.write(encoded[at : at + _PIECE].encode("ascii").translate(_URL_SAFE, _WHITE_SPACE))
+            bare.write(encoded[at : at + _PIECE].encode("ascii").translate(_URL_SAFE, WHITE_SPACE))
     usual = bare.getvalue().rstrip(b"=")
     return pybase64.b64decode(usual + b"=" * (-len(usual) % 4), validate=True)

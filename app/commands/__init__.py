@@ -1,1 +1,1 @@
-"""The commands of `gradless` that have images in files, and what they share on a terminal."""
+"""The commands of `gradless`, and what they share on a terminal."""

@@ -126,6 +126,11 @@ def host_header(scope: Scope) -> bytes | None:
     return next((value.strip(b" \t") for name, value in scope["headers"] if name == b"host"), None)
 
 
+def host_and_port(host: str, port: int) -> str:
+    """Return HOST:PORT, or [HOST]:PORT for an address of IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def host_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return `names` if each is a name, an address, `*.name` or `*`. Raises ValueError."""
     for name in names:

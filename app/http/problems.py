@@ -67,18 +67,18 @@ class MalformedMultipartError(RequestError):
         super().__init__(f"The multipart body cannot be read: {reason}")
 
 
-_IDENTITY = frozenset({"identity"})
+IDENTITY = frozenset({"identity"})
 
 
 class ContentEncodingError(RequestError):
     """The body is compressed otherwise than with one of the codings `accepted` (RFC 9110, section 12.5.3). Native
     routes accept none: the size of a body is to be known in advance."""
 
-    def __init__(self, codings: str, accepted: frozenset[str] = _IDENTITY) -> None:
+    def __init__(self, codings: str, accepted: frozenset[str] = IDENTITY) -> None:
         self.accepted = ", ".join(sorted(accepted))
         super().__init__(
             f"Compressed bodies are not accepted: send this one without Content-Encoding: {codings[:100]}."
-            if accepted == _IDENTITY
+            if accepted == IDENTITY
             else f"The Content-Encoding {codings[:100]} is not accepted; use one of {self.accepted}."
         )
 

@@ -1,1 +1,1 @@
-"""The process: logs, listening socket, interpreter tuning, exit."""
+"""The process: logs, interpreter tuning, exit."""

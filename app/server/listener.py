@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
+from app.http.hosts import host_and_port
 from app.process.logs import logs_json
 from app.settings import Settings
 from models.interface.errors import StartError
@@ -233,21 +234,18 @@ def log_listening(settings: Settings, listener: socket.socket, cards: Iterable[M
     """Log the address that accepts connections, and what would serve these models faster; with console logs, also print
     how to try the service."""
     host, port = listener.getsockname()[:2]
-    facts = {"address": _url(host, port), "models": settings.models}
+    facts = {"address": f"http://{host_and_port(host, port)}", "models": settings.models}
     if settings.backend == "auto" and any(_lacks_openvino(card) for card in cards):
         facts["advice"] = f"OpenVINO is about twice as fast on this processor: {install_command('openvino')}"
     _log.info("serving", extra=facts)
     if not logs_json(settings.log_format):
-        print(_welcome(settings, _url(_REACHABLE_AT.get(host, host), port)), file=sys.stderr)  # noqa: T201
+        reachable_at = f"http://{host_and_port(_REACHABLE_AT.get(host, host), port)}"
+        print(_welcome(settings, reachable_at), file=sys.stderr)  # noqa: T201
 
 
 def _lacks_openvino(card: ModelCard) -> bool:
     """Return whether `auto` would have chosen OpenVINO, if it were installed, on a processor that gains by it."""
     return card.backend == "eager" and card.device == "cpu" and platform.machine().lower() in _X86
-
-
-def _url(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _welcome(settings: Settings, address: str) -> str:

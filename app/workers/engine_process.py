@@ -11,6 +11,7 @@ from contextlib import suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from app.http.hosts import host_and_port
 from app.main import open_search_index, serving_options
 from app.observability.metrics import Metrics
 from app.process.lifetime import (
@@ -152,9 +153,7 @@ class _Engine:
             log_listening(self._settings, self._listener, self._server.runtime.cards.values())
             if self._grpc_port is not None:
                 host, port = self._grpc_port.getsockname()[:2]
-                _log.info(
-                    "listening for gRPC", extra={"address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
-                )
+                _log.info("listening for gRPC", extra={"address": host_and_port(host, port)})
         await stopping
         watching.cancel()
         workers_ready.cancel()

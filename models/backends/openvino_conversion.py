@@ -145,8 +145,7 @@ def _of_folder(core: openvino.Core, model: LoadedModel, file: Path) -> openvino.
         found = core.read_model(file)
         source = found.get_rt_info(list(_SOURCE)).astype(str)
     except RuntimeError as error:
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        raise ModelFolderError(file, f"is no network that `gradless optimize` has written: {first_line}") from error
+        raise ModelFolderError(file, f"is no network that `gradless optimize` has written: {_line(error)}") from error
     if source != _source(model):
         raise ModelFolderError(
             file, "was made from other weights or another transform than the folder has; quantize the model again"

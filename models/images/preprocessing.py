@@ -6,7 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from models.images.colour import Conversion, Pixels
 from models.images.decode import ON_ITS_SIDE, Reduction, Strips, decode_strips, oriented
 from models.images.formats import predict_cost
 from models.interface.errors import UnfitPixelsError
+from models.interface.model_sources import Fit, Interpolation
 from models.interface.request import ImageLimits, ReadyPixels
 
 
@@ -50,12 +50,6 @@ def pixels_needed(transform: Transform) -> int | None:
 
 # How far floats may lie outside 0..255 and are clipped.
 _OVERSHOOT = 8.5
-
-Interpolation = Literal["bilinear", "bicubic"]
-
-# How an image becomes a square. crop: resize the shorter side and cut off the rest. stretch: resize both sides.
-# pad: resize the longer side, and fill the rest with the mean colour.
-Fit = Literal["crop", "stretch", "pad"]
 
 
 @dataclass(frozen=True, slots=True)

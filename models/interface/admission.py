@@ -1,7 +1,8 @@
 """Admission: which amounts a limited resource has room for. What is refused is answered with 429 and Retry-After.
 
-Three resources are limited: images admitted to a model, from before their decode until they are answered (Admission),
-bytes of request bodies (app/main.py), and seconds of expensive decodes (models/images/decode_pool.py).
+Limited are images admitted to a model, from before their decode until they are answered (Admission), bytes of request
+bodies (app/main.py), seconds of expensive decodes (models/images/decode_pool.py), and calls and slow messages of gRPC
+(app/api/contracts/grpc_limits.py).
 Ray Serve's proxy answers 429 by itself (app/ray_serve/serve.py).
 """
 

@@ -1,4 +1,4 @@
-"""What an operator states: SOURCE or NAME=SOURCE for a model, how it is served, and paths that begin with ~."""
+"""What an operator states: SOURCE or NAME=SOURCE for a model, values of model.toml, and paths that begin with ~."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ MODEL_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*"
 OPERATIONS = (":predict", ":explain")
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+# How an image becomes a square. crop: resize the shorter side and cut off the rest. stretch: resize both sides.
+# pad: resize the longer side, and fill the rest with the mean colour.
+Fit = Literal["crop", "stretch", "pad"]
+
+# How the output of an inner layer is served: its mean over positions, or flattened.
+FeatureForm = Literal["pooled", "map"]
 
 _NAMED = re.compile(rf"(?P<name>{MODEL_NAME})=(?P<source>.+)")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from models.interface.errors import ModelFolderError
-from models.interface.model_sources import Precision, ServedAs
+from models.interface.model_sources import FeatureForm, Fit, Interpolation, Precision, ServedAs
 from models.model_folder.keys import Keys
 
 FILE_NAME = "model.toml"
@@ -20,17 +20,14 @@ FILE_NAME = "model.toml"
 MIB = 2**20
 
 Preset = Literal["torchvision", "timm"]
-FeatureForm = Literal["pooled", "map"]
 # Values of `weights` that name no file.
 WithoutFile = Literal["published", "random"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 FEATURE_FORMS: tuple[FeatureForm, ...] = get_args(FeatureForm)
+FITS: tuple[Fit, ...] = get_args(Fit)
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 WITHOUT_FILE: tuple[WithoutFile, ...] = get_args(WithoutFile)
-
-# The same as in models.images.preprocessing, which imports torch.
-INTERPOLATIONS = ("bilinear", "bicubic")
-FITS = ("crop", "stretch", "pad")
 
 # Keys of [transform] that a network of the user's own needs.
 NEEDED_OF_TRANSFORM = ("resize", "crop", "interpolation", "mean", "std")

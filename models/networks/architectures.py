@@ -22,8 +22,9 @@ from timm.models import PretrainedCfg
 from timm.models._hub import download_cached_file
 from torch import nn
 
-from models.images.preprocessing import Fit, Transform
+from models.images.preprocessing import Transform
 from models.interface.errors import UnknownCatalogNameError, UnsupportedArchitectureError, WeightsUnavailableError
+from models.interface.model_sources import Fit
 from models.networks.specs import Architecture
 
 TIMM_PREFIX = "timm/"

@@ -18,8 +18,9 @@ from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from models.interface.errors import UnsupportedArchitectureError
+from models.interface.model_sources import FeatureForm
 from models.networks.network import MeanOver, Network, TimmNetwork
-from models.networks.specs import FeatureForm, FeatureLayer
+from models.networks.specs import FeatureLayer
 
 # Two, to distinguish the batch dimension from dimensions of size 1.
 _IMAGES = 2

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
 from models.images.preprocessing import Transform
-from models.interface.model_sources import ServedAs
-
-FeatureForm = Literal["pooled", "map"]
+from models.interface.model_sources import FeatureForm, ServedAs
 
 
 @dataclass(frozen=True, slots=True)

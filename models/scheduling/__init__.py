@@ -1,1 +1,1 @@
-"""Batching, fairness and threads: the standard library alone."""
+"""Batching and fairness, without torch."""

@@ -66,7 +66,7 @@ class Batcher(Generic[Item, Result]):
     arrival, except that fairness keys take turns.
 
     name, device: the model and where `run_batch` runs it, for the reports.
-    max_wait_s: longest delay of the oldest item while its batch fills; 0 never delays.
+    max_batch_delay_s: longest delay of the oldest item while its batch fills; 0 never delays.
     queue_capacity: items in the queue, at most.
     max_concurrent_batches: batches that run concurrently, each in its own thread.
     overlap_min_size: smallest batch, if not a full one, alongside which a batch of any size may start; None: none.
@@ -82,7 +82,7 @@ class Batcher(Generic[Item, Result]):
         name: str,
         device: str = "",
         max_batch_size: int = 32,
-        max_wait_s: float = 0.0,
+        max_batch_delay_s: float = 0.0,
         queue_capacity: int = 256,
         max_concurrent_batches: int = 1,
         overlap_min_size: int | None = None,
@@ -93,7 +93,7 @@ class Batcher(Generic[Item, Result]):
         self._run_batch = run_batch
         self._instance = InstanceId(name, device)
         self._max_batch_size = max_batch_size
-        self._max_wait_s = max_wait_s
+        self._max_wait_s = max_batch_delay_s
         self._queue_capacity = queue_capacity
         self._fairness_key = fairness_key
         self._on_batch = on_batch
@@ -101,7 +101,7 @@ class Batcher(Generic[Item, Result]):
         self._changed = threading.Condition()
         self._closed = False
         self._refusal: Callable[[], Exception] = DrainingError
-        # One thread at a time forms a batch, which may take `max_wait_s`.
+        # One thread at a time forms a batch, which may take `max_batch_delay_s`.
         self._forming = False
         # Items whose clients have disconnected since the last batch was formed.
         self._dropped = 0
@@ -267,7 +267,7 @@ class Batcher(Generic[Item, Result]):
         return self._running.may_start or len(self._queue) >= self._max_batch_size
 
     def _delay_batch(self) -> Trigger:
-        """Wait until the batch is full or its oldest item has waited for `max_wait_s`."""
+        """Wait until the batch is full or its oldest item has waited for `max_batch_delay_s`."""
         if self._max_wait_s:
             # Measured from the arrival of the oldest item: a busy device has already delayed it.
             remaining = self._oldest() + self._max_wait_s - perf_counter()

@@ -40,7 +40,7 @@ class ServingOptions:
     max_batch_size: None lets the backend choose it by device and model.
     fixed_batch: run every forward with one batch shape.
     exact_jpeg: decode JPEGs in full, also for models whose transform does not say so.
-    max_wait_s: longest delay of an item that waits for its batch to fill; 0 never delays.
+    max_batch_delay_s: longest delay of an item that waits for its batch to fill; 0 never delays.
     queue_capacity: images that a model admits at once.
     decode_threads: None chooses it by the number of cores (cores.decode_threads).
     cores: number of cores to use, for processes that share a machine; None uses all.
@@ -60,7 +60,7 @@ class ServingOptions:
     max_batch_size: int | None = None
     fixed_batch: bool = False
     exact_jpeg: bool = False
-    max_wait_s: float = 0.0
+    max_batch_delay_s: float = 0.0
     queue_capacity: int = 256
     decode_threads: int | None = None
     cores: int | None = None
@@ -195,7 +195,7 @@ def _start_loaded(model: LoadedModel, spec: ModelSpec, context: ServingContext, 
             name=instance.model,
             device=instance.device,
             max_batch_size=engine.hints.max_batch_size,
-            max_wait_s=options.max_wait_s,
+            max_batch_delay_s=options.max_batch_delay_s,
             queue_capacity=options.queue_capacity if context.remote is None else context.remote.queue_capacity,
             max_concurrent_batches=engine.hints.max_concurrent_batches,
             overlap_min_size=engine.hints.overlap_min_size,

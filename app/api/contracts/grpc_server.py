@@ -37,6 +37,7 @@ from app.api.error_responses import record_problem
 from app.api.off_loop import off_loop
 from app.http.contract import contract_status
 from app.http.disconnect import ClientDisconnect
+from app.http.hosts import host_and_port
 from app.http.problems import (
     INTERNAL_ERROR,
     BodyTooLargeError,
@@ -166,9 +167,8 @@ class GrpcServer:
             (grpc.method_handlers_generic_handler(INFERENCE, calls), self._health.handlers())
         )
 
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
-            port = server.add_insecure_port(f"{host}:{self._port}")
+            port = server.add_insecure_port(host_and_port(settings.host, self._port))
         except RuntimeError:
             port = 0
         if not port:
@@ -177,7 +177,7 @@ class GrpcServer:
                 f"gRPC cannot listen on {where}: the port is in use, or the address is not of this machine"
             )
         self._port = port
-        return server, f"{host}:{port}"
+        return server, host_and_port(settings.host, port)
 
     async def start(self) -> None:
         """Answer calls."""

@@ -33,7 +33,7 @@ from app.api.contracts.views import View
 from app.api.dependencies import settings_of
 from app.api.json_images import images_of, parse_object
 from app.api.off_loop import off_loop
-from app.api.uploads import content_type_of, read_body
+from app.api.uploads import MAX_SIZE_DIGITS, content_type_of, read_body
 from app.http.contract import TENSORS_AT
 from app.http.problems import BodyTooLargeError, InvalidInputError, NotOfferedError
 from app.observability.request_record import record_of
@@ -54,8 +54,6 @@ _SAGEMAKER_AT = "json-header-size"
 
 # Names of parameters in an error's message.
 _MAX_NAMED = 4
-# Digits of 2**64.
-_MAX_SIZE_DIGITS = 20
 
 # Smaller answers are not compressed.
 _MIN_COMPRESSED_BYTES = 1024
@@ -154,7 +152,7 @@ def _stated_head(headers: Headers) -> str | None:
 
 
 def _head_bytes(stated: str, body_bytes: int) -> int:
-    if not stated.isdecimal() or len(stated) > _MAX_SIZE_DIGITS or int(stated) > body_bytes:
+    if not stated.isdecimal() or len(stated) > MAX_SIZE_DIGITS or int(stated) > body_bytes:
         raise InvalidInputError(f"{TENSORS_AT} is {stated[:40]!r}, and the body has {body_bytes} bytes.")
     if int(stated) > _MAX_HEAD_BYTES:
         raise InvalidInputError(f"The JSON before binary data has more than {_MAX_HEAD_BYTES} bytes.")

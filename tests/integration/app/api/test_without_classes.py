@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from models.interface.errors import NoClassesError
+from models.interface.model_sources import FeatureForm
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import Telemetry
 from models.networks import architectures
-from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
+from models.networks.specs import Classifier, FeatureLayer, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio

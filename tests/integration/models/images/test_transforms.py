@@ -14,7 +14,8 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from models.images import colour
 from models.images.decode import Strips
-from models.images.preprocessing import Fit, Interpolation, Normalize, Transform, decode_image, to_tensor
+from models.images.preprocessing import Normalize, Transform, decode_image, to_tensor
+from models.interface.model_sources import Fit, Interpolation
 from models.interface.request import ImageLimits
 from models.loading import catalog
 from models.loading.load import LoadedModel

@@ -143,7 +143,7 @@ def serving(tiny: ModelSpec, gate: threading.Event, pieces: _Pieces) -> Iterator
         return Classifier(nn.Sequential(Noted(), classifier.module), classifier.transform, classifier.labels)
 
     spec = ModelSpec("tiny", "tiny-convnet", build)
-    options = ServingOptions(models=[spec], backend="eager", max_batch_size=_IMAGES, max_wait_s=1000.0)
+    options = ServingOptions(models=[spec], backend="eager", max_batch_size=_IMAGES, max_batch_delay_s=1000.0)
     made = LocalRuntime(options, pieces)
     yield made
     gate.set()

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from models.interface.errors import ModelFolderError, StartError, UnknownCatalog
 from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
-from models.model_folder import description, writing
+from models.model_folder import writing
 from models.networks.specs import Classifier, FeatureLayer
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -216,8 +215,3 @@ def test_tensors_that_share_their_memory_can_be_written(tmp_path: Path) -> None:
     transform = preprocessing.Transform(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     writing.write(tmp_path, Classifier(tied, transform, ("é", "b\n", "c")), name="t", architecture="net:build")
     assert json.loads((tmp_path / "labels.json").read_text()) == ["é", "b\n", "c"]
-
-
-def test_model_toml_accepts_the_interpolations_and_fits_of_transforms() -> None:
-    assert get_args(preprocessing.Interpolation) == description.INTERPOLATIONS
-    assert get_args(preprocessing.Fit) == description.FITS

@@ -17,10 +17,11 @@ from models.backends.folding import folded
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem
 from models.interface.errors import UnsupportedArchitectureError
+from models.interface.model_sources import FeatureForm
 from models.interface.request import InferenceRequest
 from models.loading.load import LoadedModel, load
 from models.networks import architectures
-from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
+from models.networks.specs import Classifier, FeatureLayer, ModelSpec
 from models.serving.lens import compare_served
 
 CPU = backends.place("cpu", "fp32", "eager")

@@ -32,7 +32,7 @@ def failing_together(new_batcher: NewBatcher) -> Callable[[], list[Future[Any]]]
         return list(items)
 
     def submit_three() -> list[Future[Any]]:
-        batcher = new_batcher(run, max_batch_size=3, max_wait_s=1000.0)
+        batcher = new_batcher(run, max_batch_size=3, max_batch_delay_s=1000.0)
         return [batcher.submit(item) for item in (0, 1, 2)]
 
     return submit_three

@@ -76,7 +76,7 @@ def test_expected_seconds_follow_the_pace_of_recent_batches(new_batcher: NewBatc
         clock[0] += next(batch_seconds)
         return items
 
-    batcher = new_batcher(run, max_batch_size=2, max_wait_s=_HOURS)
+    batcher = new_batcher(run, max_batch_size=2, max_batch_delay_s=_HOURS)
     assert batcher.expected_seconds(5) == 0.0
     for _ in range(2):
         for future in [batcher.submit(1), batcher.submit(2)]:
@@ -88,7 +88,7 @@ def test_expected_seconds_follow_the_pace_of_recent_batches(new_batcher: NewBatc
 
 
 def test_a_delayed_batch_starts_when_it_is_full(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(max_batch_size=3, max_wait_s=_HOURS)
+    batcher = new_batcher(max_batch_size=3, max_batch_delay_s=_HOURS)
     for item in (1, 2):
         batcher.submit(item)
     assert device.batches == []
@@ -102,7 +102,7 @@ def test_a_delayed_batch_starts_when_it_is_full(new_batcher: NewBatcher, device:
 def test_the_batching_delay_is_measured_from_the_arrival_of_the_oldest_item(
     new_batcher: NewBatcher, device: GatedDevice, clock: list[float]
 ) -> None:
-    batcher = new_batcher(max_batch_size=2, max_wait_s=_HOURS)
+    batcher = new_batcher(max_batch_size=2, max_batch_delay_s=_HOURS)
     for item in (1, 2, 3):
         batcher.submit(item)
     device.wait_until_busy()
@@ -116,7 +116,7 @@ def test_the_batching_delay_is_measured_from_the_arrival_of_the_oldest_item(
 
 def test_a_single_item_runs_when_the_batching_delay_is_over(new_batcher: NewBatcher, device: GatedDevice) -> None:
     device.open()
-    batcher = new_batcher(max_batch_size=2, max_wait_s=0.01)
+    batcher = new_batcher(max_batch_size=2, max_batch_delay_s=0.01)
 
     assert batcher.submit(1).result(_PATIENCE_S).result == 10
 
@@ -126,8 +126,8 @@ def test_a_single_item_runs_when_the_batching_delay_is_over(new_batcher: NewBatc
     [
         ({"max_batch_size": 2}, 1, "idle"),
         ({"max_batch_size": 2}, 2, "full"),
-        ({"max_batch_size": 2, "max_wait_s": _HOURS}, 2, "full"),
-        ({"max_batch_size": 2, "max_wait_s": 0.001}, 1, "wait"),
+        ({"max_batch_size": 2, "max_batch_delay_s": _HOURS}, 2, "full"),
+        ({"max_batch_size": 2, "max_batch_delay_s": 0.001}, 1, "wait"),
     ],
 )
 def test_a_report_names_the_trigger_of_its_batch(

@@ -40,7 +40,7 @@ def test_a_closing_batcher_answers_accepted_items_and_refuses_new_ones(
 
 def test_closing_ends_the_batching_delay(new_batcher: NewBatcher, device: GatedDevice) -> None:
     device.open()
-    batcher = new_batcher(max_batch_size=8, max_wait_s=10_000.0)
+    batcher = new_batcher(max_batch_size=8, max_batch_delay_s=10_000.0)
     accepted = batcher.submit(1)
 
     assert batcher.close(_PATIENCE_S)

@@ -214,7 +214,7 @@ def test_one_thread_forms_a_delayed_batch() -> None:
         return items
 
     batcher: Batcher[int, int] = Batcher(
-        run, name="m", max_concurrent_batches=2, max_batch_size=4, max_wait_s=_PATIENCE_S
+        run, name="m", max_concurrent_batches=2, max_batch_size=4, max_batch_delay_s=_PATIENCE_S
     )
     futures = [batcher.submit(item) for item in range(4)]
     wait(futures, _PATIENCE_S)
@@ -229,7 +229,7 @@ def test_another_thread_runs_the_full_batch_that_is_left_after_a_delayed_one(
     # Otherwise the kernel decides which thread gets the lock first.
     patched = SimpleNamespace(Condition=lambda: changed, Thread=threading.Thread)
     monkeypatch.setattr("models.scheduling.batcher.threading", patched)
-    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=2, max_wait_s=_PATIENCE_S)
+    batcher = new_batcher(max_concurrent_batches=2, max_batch_size=2, max_batch_delay_s=_PATIENCE_S)
     batcher.submit(0)
     assert changed.forming.wait(_PATIENCE_S)
     with changed:
