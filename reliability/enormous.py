@@ -22,7 +22,16 @@ _JSON_ROUTES = {
     "/v1/classify": "images",
     _INFER_PATH: "inputs",
 }
-_JSON_VALUES = (b'["A",', b'"A', b"[", b"[0,", b'"\\n')
+_JSON_VALUES = {
+    "strings": b'["A",',
+    "a string": b'"A',
+    "nested lists": b"[",
+    "numbers": b"[0,",
+    "escapes": b'"\\n',
+    "long numbers": b"[" + b"9" * 4000 + b",",
+}
+_FORM = b"--b\r\nContent-Disposition: form-data; name=image; filename=a.png\r\n\r\nA\r\n--b"
+_FORM_TYPE = "multipart/form-data; boundary=b"
 
 
 def enormous() -> Iterator[tuple[str, Request]]:
@@ -44,12 +53,16 @@ def enormous() -> Iterator[tuple[str, Request]]:
     yield "bomb", Request(bomb, INFER.path)
     for more in ("", f"{TENSORS_AT}: 9\r\n"):
         yield "bomb", post(_INFER_PATH, bomb, more=f"Content-Encoding: gzip\r\n{more}")
-    for path, value in zip(_JSON_ROUTES, _JSON_VALUES, strict=True):
+    for path in _JSON_ROUTES:
         yield f"bomb to {path}", post(path, bomb, more="Content-Encoding: gzip\r\n")
         if path != _JSON_AT:
-            yield f"JSON to {path}", _json(path, _JSON_VALUES[0], _MUCH)
-        yield f"{value.decode()}... to {_JSON_AT}", _json(_JSON_AT, value, _MUCH)
-        yield f"{value.decode()}... to {_INFER_PATH}", _json(_INFER_PATH, value, _LESS)
+            yield f"JSON of strings to {path}", _json(path, _JSON_VALUES["strings"], _MUCH)
+    for kind, value in _JSON_VALUES.items():
+        yield f"JSON of {kind} to {_JSON_AT}", _json(_JSON_AT, value, _MUCH)
+        yield f"JSON of {kind} to {_INFER_PATH}", _json(_INFER_PATH, value, _LESS)
+    for kind, much in (("spaces", b" "), ("boundaries", b"?\r\n--b")):
+        body = _FORM + much * (_MUCH // len(much))
+        yield f"form of {kind}", post("/v1/classify", body, content_type=_FORM_TYPE)
 
 
 def _call(**fields: Any) -> Request:
