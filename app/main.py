@@ -24,7 +24,7 @@ from app.api.dependencies import Parts
 from app.api.error_responses import handle_errors
 from app.api.inference import IMAGE_ENDPOINTS
 from app.api.load_shedding import LoadShedding
-from app.api.middleware import HeadAsGet, HostCheck, SharedBodies
+from app.api.middleware import HeadAsGet, HostCheck
 from app.api.openapi import documented_statuses, extend_openapi, undocumented_statuses
 from app.api.routers import images, lens, operation, pages, search
 from app.http.contract import TENSORS_AT
@@ -131,8 +131,7 @@ def create_app(
         chain.from_iterable(router.routes for router in (images.router, *contracts, search.router, *rest))
     )
     # Middleware added last runs first.
-    for middleware in (HeadAsGet, SharedBodies):
-        app.add_middleware(middleware)
+    app.add_middleware(HeadAsGet)
     if settings.cors_origins:
         _allow_origins(app, settings.cors_origins)
     hosts = AllowedHosts(allowed_hosts(settings.allowed_hosts, settings.host))

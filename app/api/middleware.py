@@ -1,4 +1,4 @@
-"""ASGI middleware: the host check, HEAD as GET, bodies in pieces, and one line for a failed start."""
+"""ASGI middleware: the host check, HEAD as GET, and one line for a failed start."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from app.api.dependencies import Parts
 from app.api.error_responses import request_problem
 from app.http.hosts import AllowedHosts, authority_error, host_header, printable
 from app.http.problems import MALFORMED_REQUEST, UNKNOWN_HOST
-
-# As many as a transport keeps before the application has to wait.
-_PIECE_BYTES = 64 * 1024
 
 
 class HostCheck:
@@ -57,32 +54,6 @@ class HeadAsGet:
             # The metrics are labelled with the route.
             if "route" in as_get:
                 scope["route"] = as_get["route"]
-
-
-class SharedBodies:
-    """Sends the bodies of responses to GET in pieces, each once the client has read enough of those before.
-
-    Requests share large ones: files, documents, expositions. Of what a client does not read, a transport keeps a copy
-    (asyncio until Python 3.11): whole bodies would take a megabyte of memory for each connection.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_pieces(message: Message) -> None:
-            body = message.get("body", b"")
-            last = max(0, len(body) - 1) // _PIECE_BYTES * _PIECE_BYTES
-            for at in range(0, last, _PIECE_BYTES):
-                piece = body[at : at + _PIECE_BYTES]
-                await send({"type": message["type"], "body": piece, "more_body": True})
-            await send({**message, "body": body[last:]} if last else message)
-
-        await self._app(scope, receive, send_pieces)
 
 
 class PlainStartFailures:

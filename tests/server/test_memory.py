@@ -1,10 +1,13 @@
-"""A server that has warmed up stays the size it is."""
+"""A server that has warmed up stays the size it is, also while clients do not read."""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import select
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +72,24 @@ async def test_vast_pictures_cost_no_lasting_memory(start_server: Callable[..., 
             async with asyncio.timeout(60):
                 while resident_bytes() - before >= ALLOWED_GROWTH:  # noqa: ASYNC110 - of other processes
                     await asyncio.sleep(0.01)
+
+
+def test_a_document_that_clients_do_not_read_is_not_copied_for_each(start_server: Callable[..., Any]) -> None:
+    server = start_server(GRADLESS_MODELS="null")
+    process, path = psutil.Process(server.process.pid), "/docs/swagger-ui-bundle.js"
+    document = httpx2.get(server.address + path).content
+    clients = 4 * ALLOWED_GROWTH // len(document)
+    before = process.memory_info().rss
+    with ExitStack() as unread:
+        for _ in range(clients):
+            client = unread.enter_context(socket.socket())
+            # Otherwise the kernel takes the whole document.
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect((httpx2.URL(server.address).host, httpx2.URL(server.address).port))
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            assert select.select([client], [], [], 60)[0]
+        assert process.memory_info().rss - before < ALLOWED_GROWTH
+        # It arrives whole, once the client reads.
+        with client.makefile("rb") as answer:
+            assert answer.read().endswith(document)

@@ -207,28 +207,3 @@ async def test_a_response_that_is_read_slowly_is_sent_completely(
 
     assert received > LARGE_BYTES
     assert asyncio.get_running_loop().time() - started_at > 2 * HEAD_TIMEOUT_S
-
-
-async def test_a_document_that_clients_do_not_read_is_not_copied_for_each(
-    listen: Listen, application: Callable[..., Any]
-) -> None:
-    request = b"GET /docs/swagger-ui-bundle.js HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"
-    loop = asyncio.get_running_loop()
-    async with listen(application(), NEVER_S) as (state, address), asyncio.timeout(PATIENCE_S):
-        with socket.socket() as client:
-            # Else the kernel takes the whole document.
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.setblocking(False)
-            await loop.sock_connect(client, address)
-            await loop.sock_sendall(client, request)
-            while not state.connections or not next(iter(state.connections)).transport.get_write_buffer_size():  # noqa: ASYNC110 - uvicorn has no event for it
-                await asyncio.sleep(0.01)
-            assert next(iter(state.connections)).transport.get_write_buffer_size() < 192 * 1024
-            # It arrives whole, once the client reads.
-            received = b""
-            while chunk := await loop.sock_recv(client, 2**20):
-                received += chunk
-    head, _, body = received.partition(b"\r\n\r\n")
-    assert len(body) > 1_000_000
-    assert f"content-length: {len(body)}".encode() in head.lower()
