@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from pydantic_core import to_json
 
+from models.interface import turns
 from models.interface.errors import EmptyImageError
 from models.interface.results import Answer, Prediction
 
@@ -163,3 +165,33 @@ async def test_only_the_first_ranges_of_accept_are_read(serve: Serve, three_vect
         far = await client.post("/v1/features", content=b"image", headers={"Accept": f"{',' * 40}application/x-npy"})
     assert near.headers["content-type"] == "application/x-npy"
     assert far.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/v1/predict"])
+async def test_other_requests_have_turns_while_many_results_become_bodies_and_json(
+    serve: Serve,
+    prediction: Callable[..., Prediction],
+    answer: Callable[..., Answer],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+) -> None:
+    monkeypatch.setattr(turns, "_TURN_S", -1.0)
+    results, laps = 100, 0
+
+    async def predict(*_arguments: object, **_options: object) -> Answer:
+        nonlocal laps
+        laps = 0
+        return answer(*[prediction() for _ in range(results)])
+
+    async def other() -> None:
+        nonlocal laps
+        while True:
+            laps += 1
+            await asyncio.sleep(0)
+
+    async with serve({"predict": predict}) as client:
+        task = asyncio.create_task(other())
+        await client.post(path, content=b"image")
+        task.cancel()
+    # Of each result first the body, then its JSON.
+    assert laps >= 2 * results
