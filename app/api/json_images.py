@@ -28,6 +28,9 @@ from models.interface.errors import ImageTooLargeError
 _MAX_VALUES = 32_000
 _MAX_ESCAPES = 2**20
 _MAX_BYTES_OUTSIDE_STRINGS = 2 * 2**20
+# Strings are told apart in Python, by their quotes.
+_MAX_ESCAPED_QUOTES = 32_000
+_MAX_QUOTES = 4 * _MAX_VALUES + _MAX_ESCAPED_QUOTES
 
 # A string takes so many bytes a character if one character needs them, and longer to make.
 _WIDEST = 4
@@ -40,6 +43,9 @@ _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
 
 _BACKSLASH = 0x5C
+# Base64 has up to so many signs at its end, and at most a sixteenth of white space: a line break after 64 characters.
+_PADDING = 3
+_WHITE_SPACE_SHARE = 16
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 _JSON = b"application/json"
@@ -64,6 +70,8 @@ def _parsed(body: bytes | bytearray) -> object:
         raise InvalidInputError(f"The body has more than {_MAX_VALUES} JSON values.")
     if _number_of(body, b"\\") >= _MAX_ESCAPES:
         raise InvalidInputError(f"The strings in the body have more than {_MAX_ESCAPES} escapes.")
+    if _number_of(body, b'"') > _MAX_QUOTES or _number_of(body, b'\\"') > _MAX_ESCAPED_QUOTES:
+        raise InvalidInputError("The body has more quotes than JSON with images.")
     if _bytes_outside_strings(body) > _MAX_BYTES_OUTSIDE_STRINGS:
         raise InvalidInputError(f"The body has more than {_MAX_BYTES_OUTSIDE_STRINGS} bytes outside of strings.")
     try:
@@ -165,8 +173,11 @@ def _checked(text: object, where: str) -> str:
 
 def _image(text: str, where: str, limit_bytes: int) -> bytes | ImageTooLargeError:
     found = _DATA_URI.match(text)
+    start = 0 if found is None else found.end()
+    if len(text) - start > limit_bytes * 4 // 3 + limit_bytes // _WHITE_SPACE_SHARE + _PADDING:
+        return ImageTooLargeError(limit_bytes)
     try:
-        image = decode_base64(text, 0 if found is None else found.end())
+        image = decode_base64(text, start)
     except ValueError:
         raise InvalidInputError(f"{where}: it is not base64 of an image.") from None
     return ImageTooLargeError(limit_bytes) if len(image) > limit_bytes else image
@@ -182,5 +193,7 @@ def decode_base64(text: str, start: int = 0) -> bytes:
         bare = BytesIO()
         for at in range(0, len(encoded), _PIECE):
             bare.write(encoded[at : at + _PIECE].encode("ascii").translate(_URL_SAFE, WHITE_SPACE))
-    usual = bare.getvalue().rstrip(b"=")
+    usual = bare.getvalue()
+    for _ in range(_PADDING):
+        usual = usual.removesuffix(b"=")
     return pybase64.b64decode(usual + b"=" * (-len(usual) % 4), validate=True)

@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from app.api.dependencies import settings_of
-from app.api.file_parts import FileParts
+from app.api.file_parts import PIECE_BYTES, FileParts
 from app.http.problems import (
     IDENTITY,
     BodyTooLargeError,
@@ -35,6 +35,7 @@ from app.observability.request_record import record_of
 from app.settings import Settings
 from models.interface import errors
 from models.interface.errors import ImageTooLargeError
+from models.interface.turns import in_turns
 
 T = TypeVar("T")
 S = TypeVar("S", bound=BaseModel)
@@ -155,7 +156,8 @@ async def _read(request: Request, *, or_json: bool = False, every_part: bool = F
         limits = {"max_files": settings.max_images_per_request, "max_file_bytes": settings.max_image_bytes}
         with closing(FileParts(options.get(b"boundary", b""), every_part=every_part, **limits)) as parts:
             async for chunk in _counted(request, settings.max_request_bytes):
-                parts.feed(chunk)
+                pieces = (chunk[start : start + PIECE_BYTES] for start in range(0, len(chunk), PIECE_BYTES))
+                await in_turns(parts.feed, pieces)
             files = parts.files()
         if len(files) == 1 and isinstance(files[0], ImageTooLargeError):
             raise files[0]

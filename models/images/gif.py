@@ -58,12 +58,15 @@ def read_gif(encoded: bytes) -> Gif:
         if encoded[at] == _PICTURE:
             break
         at += 2
-        while encoded[at]:
-            at += 1 + encoded[at]
+        while True:
             blocks_left -= 1
             if blocks_left < 0:
                 raise UndecodableImageError("GIF", "it consists of too many pieces")
-        at += 1
+            length = encoded[at]
+            at += 1 + length
+            # The last block of an extension is empty.
+            if not length:
+                break
         if encoded[start + 1] == _GRAPHIC_CONTROL:
             control = encoded[start:at]
     left, top, across, down = _FRAME.unpack_from(encoded, at + 1)

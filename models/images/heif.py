@@ -7,6 +7,7 @@ Only the primary picture is decoded, with its tiles and its transparency.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -37,6 +38,7 @@ _HEIC_BYTES = 11
 _DEEP_BYTES = 4
 _ALPHA_BYTES = 4
 _BYTE_BITS = 8
+_MOST_CHANNELS = 4
 
 
 class Box(NamedTuple):
@@ -79,19 +81,21 @@ def read_heif(encoded: bytes, image_format: str) -> Heif:
     alphas = [
         each for kind, each, to in reader.references if kind == _AUXILIARY and primary in to and reader.is_alpha(each)
     ]
-    pictures = [primary, *alphas]
+    # Each once: the number of references times that of tiles may be hundreds of millions.
+    pictures = dict.fromkeys([primary, *alphas])
     grids = {whole: parts for kind, whole, parts in reader.references if kind == _TILES and whole in pictures}
     # A grid has a size, but only its tiles have pixels.
-    coded = [reader.properties_of(each) for picture in pictures for each in grids.get(picture, (picture,))]
-    colours = [reader.colours_of(each) for each in (own, *coded)]
+    times = Counter(each for picture in pictures for each in grids.get(picture, (picture,)))
+    coded = {each: reader.properties_of(each) for each in times}
+    colours = [reader.colours_of(each) for each in (own, *coded.values())]
     if any(transfer in _HIGH_DYNAMIC_RANGE for _, _, transfer in colours):
         raise UndecodableImageError(image_format, "its brightness is of high dynamic range (PQ or HLG)")
     profile = next((profile for profile, _, _ in colours if profile), slice(0))
     return Heif(
         width,
         height,
-        sum(reader.pixels_of(each) for each in coded),
-        max(reader.bits_of(each) for each in (own, *coded)),
+        sum(times[each] * reader.pixels_of(properties) for each, properties in coded.items()),
+        max(reader.bits_of(each) for each in (own, *coded.values())),
         bool(alphas),
         encoded[profile],
         next((primaries for _, primaries, _ in colours if primaries), 0),
@@ -134,6 +138,8 @@ class _Reader:
         self.references: list[tuple[bytes, int, tuple[int, ...]]] = []
         self._properties: list[Box] = []
         self._of_item: dict[int, list[int]] = {}
+        # Those that were asked for, by item.
+        self._found: dict[int, Mapping[bytes, Box]] = {}
 
     def walk(self, start: int, end: int, depth: int = 0) -> None:
         """Read the boxes from `start` to `end`, and those inside them."""
@@ -155,11 +161,14 @@ class _Reader:
 
     def properties_of(self, item: int) -> Mapping[bytes, Box]:
         """Return an item's properties by type. Colours may be given twice, so their second box is `colr2`."""
+        if item in self._found:
+            return self._found[item]
         found: dict[bytes, Box] = {}
         for index in self._of_item.get(item, ()):
             if 0 < index <= len(self._properties):
                 box = self._properties[index - 1]
                 found[b"colr2" if box.kind == b"colr" and b"colr" in found else box.kind] = box
+        self._found[item] = found
         return found
 
     def is_alpha(self, item: int) -> bool:
@@ -175,7 +184,10 @@ class _Reader:
 
     def bits_of(self, properties: Mapping[bytes, Box]) -> int:
         box = properties.get(b"pixi")
-        return 8 if box is None else max(self._encoded[box.start + _FULL_BYTES + 1 : box.end], default=8)
+        if box is None:
+            return 8
+        first = box.start + _FULL_BYTES + 1
+        return max(self._encoded[first : min(box.end, first + _MOST_CHANNELS)], default=8)
 
     def colours_of(self, properties: Mapping[bytes, Box]) -> tuple[slice | None, int, int]:
         """Return where the profile begins, and the codes of primaries and transfer function, 0 where none is."""

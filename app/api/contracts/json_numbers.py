@@ -77,7 +77,7 @@ def _without_numbers(text: bytes | bytearray, start: int) -> tuple[bytes | bytea
     # Lists of numbers have neither strings nor objects.
     limit = min((at for sign in (b'"', b"}", b"{") if (at := text.find(sign, start)) >= 0), default=len(text))
     end = text.rfind(b"]", start, limit) + 1
-    whole = end > 0 and not text[end:limit].strip(b" \t\r\n,")
+    whole = end > 0 and limit - end <= _PIECE_BYTES and not text[end:limit].strip(b" \t\r\n,")
     if not whole or text.count(b"[", start, end) != text.count(b"]", start, end):
         return text, None
     return text[:start] + TAKEN_OUT + text[end:], JsonNumbers(text, start, end)

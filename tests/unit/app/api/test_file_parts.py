@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.api.file_parts import FileParts
+from app.api.file_parts import PIECE_BYTES, FileParts
 from app.http.problems import MalformedMultipartError, NoImagesError, TooManyImagesError
 from models.interface.errors import ImageTooLargeError
 
@@ -210,18 +210,17 @@ def test_the_headers_of_a_part_have_a_limit(header: bytes) -> None:
 
 
 def _fed_bytes(parts: FileParts, body: bytes) -> int:
-    """How many bytes of `body` are fed until they are refused, in pieces as a connection reads them."""
-    step = 64 * 1024
-    for start in range(0, len(body), step):
+    """How many bytes of `body` are fed until they are refused."""
+    for start in range(0, len(body), PIECE_BYTES):
         try:
-            parts.feed(body[start : start + step])
+            parts.feed(body[start : start + PIECE_BYTES])
         except MalformedMultipartError:
-            return start + step
-    return len(body) + step
+            return start + PIECE_BYTES
+    return 2 * len(body)
 
 
 @pytest.mark.parametrize("blank", [b" ", b"\t"])
-@pytest.mark.parametrize("before", [500, 16 * 1024, 16 * 1024 + 5], ids=["within", "at the end of", "between"])
+@pytest.mark.parametrize("before", [500, PIECE_BYTES, PIECE_BYTES + 5], ids=["within", "at the end of", "between"])
 def test_spaces_after_a_boundary_are_refused_before_megabytes_of_them_are_parsed(blank: bytes, before: int) -> None:
     """The parser looks at each of them: 64 MiB would take half a minute. `before`: bytes until the end of the boundary,
     which is within a piece, or not."""
@@ -229,7 +228,7 @@ def test_spaces_after_a_boundary_are_refused_before_megabytes_of_them_are_parsed
     first = head + b"x" * (before - len(head) - len(last)) + last
     parts = FileParts(_BOUNDARY, max_files=8, max_file_bytes=100_000)
 
-    assert _fed_bytes(parts, first + blank * 2_000_000) <= 2 * 64 * 1024
+    assert _fed_bytes(parts, first + blank * 2_000_000) <= 2 * PIECE_BYTES
 
 
 def test_a_boundary_with_one_space_behind_it_is_refused() -> None:
@@ -242,19 +241,24 @@ def test_a_part_full_of_its_boundary_is_refused_before_megabytes_of_it_are_parse
     parts = FileParts(b"b", max_files=8, max_file_bytes=10_000_000)
     head = b"--b\r\n" + _FILE + b"\r\n\r\n"
 
-    assert _fed_bytes(parts, head + b"\r\n--b?" * 300_000) <= 64 * 1024
+    assert _fed_bytes(parts, head + b"\r\n--b?" * 300_000) <= PIECE_BYTES
 
 
-def test_the_parser_gets_small_pieces() -> None:
-    """A piece is what one call may stop the event loop for."""
-    parts = FileParts(_BOUNDARY, max_files=8, max_file_bytes=10_000_000)
-    lengths: list[int] = []
-    write = parts._parser.write  # noqa: SLF001
+@pytest.mark.parametrize("before", range(PIECE_BYTES - 2, PIECE_BYTES + 16))
+def test_one_space_behind_a_boundary_between_pieces_is_found(before: int) -> None:
+    head, last = b"--%b\r\n%b\r\n\r\n" % (_BOUNDARY, _FILE), b"\r\n--" + _BOUNDARY
+    body = head + b"x" * (before - len(head) - len(last)) + last + b" \r\n" + _FILE
+    parts = FileParts(_BOUNDARY, max_files=8, max_file_bytes=100_000)
 
-    def recorded(data: bytes) -> int:
-        lengths.append(len(data))
-        return write(data)
+    assert _fed_bytes(parts, body) <= 2 * PIECE_BYTES
 
-    parts._parser.write = recorded  # type: ignore[method-assign]  # noqa: SLF001
-    parts.feed(_body((_FILE, b"x" * 1_000_000)))
-    assert max(lengths) <= 16 * 1024
+
+def test_boundaries_between_pieces_count() -> None:
+    parts = FileParts(b"b", max_files=8, max_file_bytes=10_000_000)
+    parts.feed(b"--b\r\n" + _FILE + b"\r\n\r\n")
+    # Each boundary comes in two pieces.
+    for _ in range(20):
+        parts.feed(b"?\r\n-")
+        parts.feed(b"-b")
+    with pytest.raises(MalformedMultipartError, match="more boundaries than parts"):
+        parts.feed(b"?\r\n--b" * 10)

@@ -14,8 +14,9 @@ from app.api import json_images
 from app.api.json_images import decode_base64, parse_object
 from app.http.problems import InvalidInputError
 from app.observability.request_record import RequestRecord, keep_record, record_of
+from app.settings import Settings
 from models.interface.admission import Budget
-from models.interface.errors import BodyMemoryFullError
+from models.interface.errors import BodyMemoryFullError, ImageTooLargeError
 
 _HELD_BYTES = 10 * 2**20
 
@@ -59,6 +60,9 @@ def test_other_text_is_no_base64(text: str) -> None:
         b'{"a\\"": [' + b",".join([b"9" * 4299] * 500) + b"]}",
         b'{"a\\\\": [' + b",".join([b"9" * 4299] * 500) + b"]}",
         b'{"a":' + b" " * 2**21 + b'"b"}',
+        # Quotes, by which strings are told apart.
+        b"{" + b'"' * 200_000,
+        b'{"a": "' + b'\\"' * 33_000 + b'"}',
     ],
 )
 async def test_json_that_takes_long_is_refused(request_: Request, body: bytes) -> None:
@@ -106,3 +110,35 @@ def test_bytes_outside_strings_are_those_that_remain_without_them(texts: list[st
     signs = len(b"{: , : }") + len(b"[]") + 2 * max(0, len(texts) - 1) + len(str(number))
 
     assert json_images._bytes_outside_strings(body) == signs  # noqa: SLF001
+
+
+@pytest.mark.anyio
+async def test_base64_that_can_only_be_too_large_is_not_decoded(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_images, "settings_of", lambda _: Settings(max_image_bytes=3000))
+    decoded: list[int] = []
+    decode = json_images.decode_base64
+
+    def recorded(text: str, start: int) -> bytes:
+        decoded.append(len(text))
+        return decode(text, start)
+
+    monkeypatch.setattr(json_images, "decode_base64", recorded)
+    lines = base64.encodebytes(bytes(3000)).decode().replace("\n", "\r\n")
+
+    images = await json_images.images_of(request_, [lines, f"data:image/png;base64,{lines}", "=" * 5000, "A" * 10**6])
+
+    assert images[:2] == [bytes(3000)] * 2
+    assert all(isinstance(image, ImageTooLargeError) for image in images[2:])
+    assert max(decoded) < 5000
+
+
+@pytest.mark.parametrize("signs", [3, 4, 1000])
+def test_only_a_few_signs_at_the_end_are_padding(signs: int) -> None:
+    text = "AAAA" + "=" * signs
+    if signs == 3:
+        assert decode_base64(text) == bytes(3)
+    else:
+        with pytest.raises(ValueError, match=r".*"):
+            decode_base64(text)
