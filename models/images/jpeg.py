@@ -20,6 +20,7 @@ from models.interface.errors import UndecodableImageError
 # A JPEG of 20 MB that is metadata all over has 320 segments.
 _MOST_SEGMENTS = 1000
 _MOST_JUNK_BYTES = 65_536
+_TOO_MUCH_JUNK = "there is too much between its markers"
 # Pillow concatenates them one by one, and copies the result each time.
 _MOST_EXIF_SEGMENTS = 64
 _MOST_PHOTOSHOP_RESOURCES = 10_000
@@ -54,8 +55,10 @@ _COMPONENT = struct.Struct("BBB")
 # One byte 0xFF and the marker. A pattern that includes the padding before it would backtrack at each byte.
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _MARKER_AMONG_PIXELS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
-# Searched by one call, which holds the interpreter lock: up to 20 ns for each byte of padding.
-_PIECE_BYTES = 256 * 1024
+# Searched by one call, which holds the interpreter lock: up to 10 ns a byte. The event loop waits for it at each read.
+_PIECE_BYTES = 16 * 1024
+# A marker may have any number of these bytes before it (T.81, B.1.1.2); the search takes twice as long for them.
+_PADDING = b"\xff\xff"
 
 # Nanoseconds of libjpeg-turbo: for each byte of entropy-coded data; for each block of a scan; for each coefficient that
 # a scan of a progressive image may change; for each that may be arithmetically coded, which needs no bytes of the file;
@@ -181,7 +184,7 @@ def read_jpeg(encoded: bytes) -> Layout:
     for segments in count(1):
         found = _MARKER.search(encoded, at, at + junk_left + 2)
         if found is None:
-            _refuse(at + junk_left < len(encoded), "there is too much between its markers")
+            _refuse(at + junk_left < len(encoded), _TOO_MUCH_JUNK)
             break
         _refuse(segments > _MOST_SEGMENTS, "it has too many segments")
         junk_left -= found.start() - at
@@ -230,14 +233,20 @@ def _scan_at(encoded: bytes, start: int, layout: Layout, known: Mapping[int, int
 
 def _walk(encoded: bytes, at: int) -> Iterator[int]:
     """Yield the position of the length of each further scan header, from `at` on."""
-    for segments in count(1):
+    segments = padding = 0
+    while at < len(encoded):
         # A marker may begin with the last byte of a piece.
-        ends = range(at + _PIECE_BYTES, len(encoded) + _PIECE_BYTES, _PIECE_BYTES)
-        searches = (_MARKER_AMONG_PIXELS.search(encoded, end - _PIECE_BYTES, end + 1) for end in ends)
-        found = next(filter(None, searches), None)
-        if found is None or found[0][1] == _EOI:
-            return
+        found = _MARKER_AMONG_PIXELS.search(encoded, at, at + _PIECE_BYTES + 1)
+        end = at + _PIECE_BYTES if found is None else found.start()
+        padding += encoded.count(_PADDING, at, end)
+        _refuse(padding > _MOST_JUNK_BYTES, _TOO_MUCH_JUNK)
+        if found is None:
+            at = end
+            continue
         marker, at = found[0][1], found.end()
+        if marker == _EOI:
+            return
+        segments += 1
         _refuse(segments > _MOST_SEGMENTS_BETWEEN_SCANS, "it has too many segments")
         if marker == _SOS:
             yield at

@@ -115,7 +115,7 @@ class Png:
         for kind, body in self.texts:
             if kind != b"iTXt":
                 _, _, text = body.partition(b"\0")
-                _, _, _, *digits = (_unpacked(text[1:]) if kind == b"zTXt" else text).split(b"\n", 3)
+                digits = (_unpacked(text[1:]) if kind == b"zTXt" else text).split(b"\n", 3)[3:]
                 try:
                     # It skips white space.
                     return bytes.fromhex(b"".join(digits).decode("ascii"))

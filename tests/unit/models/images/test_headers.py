@@ -92,6 +92,8 @@ def test_a_text_of_a_png_that_is_longer_than_exif_data_is_not_read() -> None:
     exif = b"Raw profile type exif\0\nexif\n      8\n" + b"4578696600004d4d" + b"\n"
     assert read_png(_png(_chunk(b"tEXt", exif))).exif_as_text == bytes.fromhex("4578696600004d4d")
 
+    assert read_png(_png(_chunk(b"tEXt", b"Raw profile type exif\0no lines"))).exif_as_text == b""
+
     longest = read_png(_png(_chunk(b"tEXt", b"Raw profile type exif\0" + b"\n" * (2**20 - 22))))
     assert _peak_bytes(lambda: longest.exif_as_text) < 5 * 2**20
     longer = read_png(_png(*(_chunk(kind, bytes(2**20 + 1)) for kind in (b"iCCP", b"eXIf", b"tRNS"))))

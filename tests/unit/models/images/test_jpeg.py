@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from models.images import jpeg
 from models.images.jpeg import read_jpeg
+from models.interface.errors import UndecodableImageError
 
 _FRAME = b"\xff\xc2" + struct.pack(">HBHHB", 17, 8, 64, 64, 3) + bytes([1, 17, 0, 2, 17, 0, 3, 17, 0])
 _SCAN = b"\xff\xda" + struct.pack(">HB", 8, 1) + bytes([1, 0, 0, 63, 0])
@@ -30,16 +31,25 @@ class _Recorded:
         return self._pattern.search(text, start, stop)
 
 
-@pytest.mark.parametrize("padding", [b"\xff", b"\xff\x00", b"\x00"])
-def test_no_search_looks_at_more_than_a_piece(monkeypatch: pytest.MonkeyPatch, padding: bytes) -> None:
-    """Padding of 20 MB would stop all other threads for a quarter of a second."""
+@pytest.mark.parametrize("pixels", [b"\xff\x00", b"\x00"])
+def test_no_search_looks_at_more_than_a_piece(monkeypatch: pytest.MonkeyPatch, pixels: bytes) -> None:
+    """20 MB would stop all other threads for a tenth of a second."""
     recorded = _Recorded(jpeg._MARKER_AMONG_PIXELS)  # noqa: SLF001
     monkeypatch.setattr(jpeg, "_MARKER_AMONG_PIXELS", recorded)
 
-    layout = read_jpeg(_BEGINS + padding * 2_000_000 + _SCAN + b"\xff\xd9")
+    layout = read_jpeg(_BEGINS + pixels * 2_000_000 + _SCAN + b"\xff\xd9")
 
     assert len(layout.scans) == 2
-    assert max(recorded.spans) <= 256 * 1024 + 1
+    assert max(recorded.spans) <= 16 * 1024 + 1
+
+
+def test_padding_has_a_limit_in_all() -> None:
+    few, many = b"\xff" * 40_000, b"\xff" * 140_000
+
+    assert len(read_jpeg(_BEGINS + few + _SCAN[1:] + b"\xff\xd9").scans) == 2
+    for padding in (many + _SCAN[1:], (few + _SCAN[1:]) * 4):
+        with pytest.raises(UndecodableImageError, match="too much between its markers"):
+            read_jpeg(_BEGINS + padding + b"\xff\xd9")
 
 
 @settings(max_examples=300, deadline=None)
