@@ -11,6 +11,8 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from app.api.file_parts import PIECE_BYTES, FileParts
+from models.interface import turns
 from models.interface.errors import EmptyImageError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
@@ -276,3 +278,24 @@ async def test_all_bodies_together_have_a_limit_and_are_released_when_they_are_a
     assert dict(refused[0]["headers"])[b"retry-after"] == b"1"
     assert b"too-much-at-once" in refused[1]["body"]
     assert [messages[0]["status"] for messages in answered] == [200, 200, 200]
+
+
+async def test_other_requests_have_turns_while_a_form_is_parsed(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "_TURN_S", -1.0)
+    fed: list[int] = []
+    happened: list[str] = []
+    feed = FileParts.feed
+
+    def recorded(parts: FileParts, piece: bytes) -> None:
+        fed.append(len(piece))
+        happened.append("piece")
+        asyncio.get_running_loop().call_soon(happened.append, "other")
+        feed(parts, piece)
+
+    monkeypatch.setattr(FileParts, "feed", recorded)
+    async with serve() as client:
+        answer = await client.post("/v1/classify", files={"image": ("a.jpg", b"\xff" * 500_000)})
+
+    assert answer.status_code == 200
+    assert max(fed) == PIECE_BYTES
+    assert happened == ["piece", "other"] * len(fed)
