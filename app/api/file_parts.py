@@ -18,7 +18,8 @@ from models.interface.errors import ImageTooLargeError
 _MAX_FIELDS = 16
 
 # The parser takes up to a microsecond for each byte of these: spaces after a boundary, boundaries within a part, and
-# spaces before the value of a header. The first two are never sent (RFC 2046, section 5.1.1).
+# spaces before the value of a header. No client sends the first two, which RFC 2046, section 5.1.1, forbids; only mail
+# servers may add spaces.
 PIECE_BYTES = 16 * 1024
 
 _BLANKS = (b" ", b"\t")

@@ -50,7 +50,7 @@ class RequestObserver:
     def begin(self, scope: Scope) -> RequestRecord:
         """Create the request's record and keep it in `scope`."""
         trace = self._traces.begin(scope) if self._traces else None
-        record = RequestRecord(_request_id(scope), self._body_budget, trace)
+        record = RequestRecord(stated_request_id(scope) or new_request_id(), self._body_budget, trace)
         keep_record(scope, record)
         return record
 
@@ -122,13 +122,14 @@ class RequestObserverMiddleware:
             self._observer.end(scope, record)
 
 
-def _request_id(scope: Scope) -> str:
+def stated_request_id(scope: Scope) -> str | None:
+    """Return the id that the client of a request states; None without a valid one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             offered: str = value.decode("latin-1")
             if _VALID_REQUEST_ID.fullmatch(offered):
                 return offered
-    return new_request_id()
+    return None
 
 
 def new_request_id() -> str:

@@ -26,7 +26,7 @@ from app.http.problems import (
     row_of,
 )
 from app.observability.request_log import log_refused_connection
-from app.observability.request_observer import new_request_id
+from app.observability.request_observer import new_request_id, stated_request_id
 from app.server.transport import BoundedTransport
 
 # Callback(problem, seconds since the first byte). `seconds` is None if the data had already become a request, because
@@ -344,7 +344,8 @@ class BoundedConnection(HttpToolsProtocol):
         # The handler of a request reports it. One in the pipeline has not started.
         handled = in_body and not self.pipeline
         self.on_refusal(row, None if handled else perf_counter() - self._head_started_at)
-        request_id = new_request_id()
+        scope = cast(Scope, (self.pipeline[0][0] if self.pipeline else self.cycle).scope) if in_body else None
+        request_id = (scope and stated_request_id(scope)) or new_request_id()
         headers = {"x-request-id": request_id, **self._default_headers()}
         if handled or self._between_requests():
             self._cancel_receive_timer()

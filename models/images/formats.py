@@ -107,7 +107,7 @@ def is_image(beginning: bytes | bytearray) -> bool:
 
 def predict_cost(encoded: bytes, limits: ImageLimits, *, enough: int | None = None, whole: bool = False) -> DecodeCost:
     """Return an upper bound for the cost of decode.decode_strips(encoded, limits, enough=enough) and
-    Transform.shape_strips; if `whole` or without `enough`, of its strips, assembled. Takes microseconds, and about 1 ms
+    Transform.shape_strips; if `whole` or without `enough`, of its strips, assembled. Takes microseconds, and about 2 ms
     per MB for a JPEG of several scans, which has to be searched to its end.
 
     Raises EmptyImageError, UnsupportedFormatError, UndecodableImageError, TooManyPixelsError, TooElongatedError, and

@@ -30,7 +30,8 @@ _LARGEST_CHUNK = 2**31 - 1
 # which takes it 50 ms; the service counts up to the first.
 _COUNTED_CHUNKS = 4_000
 _MOST_CHUNKS = 100_000
-# Of one profile or text, packed and unpacked. XMP and the profiles that are converted are far smaller.
+# Of one profile or text, packed and unpacked, and of Exif data as text. XMP and the profiles that are converted are far
+# smaller.
 _MOST_UNPACKED_BYTES = 2**20
 _MOST_PACKED_DIRECTORY = 64 * 1024
 _XMP = b"XML:com.adobe.xmp"
@@ -38,6 +39,8 @@ _XMP = b"XML:com.adobe.xmp"
 _EXIF_AS_TEXT = b"Raw profile type exif"
 _BEHIND_PIXELS = frozenset({b"eXIf", b"iTXt", b"tEXt", b"zTXt"})
 _INTERPRETED = frozenset({b"tRNS", b"iCCP"}) | _BEHIND_PIXELS
+# Read without unpacking: eXIf has offsets, and some programs write megabytes of XMP.
+_UNLIMITED = frozenset({b"eXIf", b"iTXt"})
 # Nanoseconds of zlib and Pillow's filters for each byte of the unpacked rows, and to read a chunk. Nanoseconds for each
 # byte unpacked from metadata, and the memory for it, with Exif data as hexadecimal text.
 _BYTE_NS = 9.0
@@ -157,7 +160,11 @@ def read_png(encoded: bytes, most_chunks: int = _MOST_CHUNKS) -> Png:
             _refuse_if(png.number > 1, "it has two headers")
         elif kind == b"PLTE":
             _take_palette(png, encoded, at, end)
-        elif kind in _INTERPRETED and length <= _MOST_UNPACKED_BYTES and _is_whole(encoded, at, end):
+        elif (
+            kind in _INTERPRETED
+            and (length <= _MOST_UNPACKED_BYTES or kind in _UNLIMITED)
+            and _is_whole(encoded, at, end)
+        ):
             _take(png, kind, encoded[start:end])
         at = end + _CHECKSUM_BYTES
     _refuse_if(png.colours == _PALETTE and not png.palette, "it has no palette")
@@ -245,6 +252,8 @@ def _international_text(body: bytes) -> bytes:
 
 def _unpacked(packed: bytes, most_bytes: int = _MOST_UNPACKED_BYTES, *, whole: bool = True) -> bytes:
     """Return what `packed` unpacks to, or its beginning; empty if it is damaged, or is to be `whole` and has more."""
+    if len(packed) > _MOST_UNPACKED_BYTES:
+        return b""
     unpacker = zlib.decompressobj()
     try:
         unpacked = unpacker.decompress(packed, most_bytes)

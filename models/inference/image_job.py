@@ -102,6 +102,8 @@ class ImageJob:
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, from any thread."""
+        # The error's traceback may refer to this job.
+        self._image = b""
         self._finish_soon(error)
 
     def cancel(self) -> Stage:

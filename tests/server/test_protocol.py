@@ -177,14 +177,15 @@ def test_a_hundred_pipelined_http_2_upgrade_requests_are_answered(server: Any, r
 def test_a_malformed_body_behind_requests_is_refused_after_their_responses(
     server: Any, clock_jpeg: bytes, read_answer: ReadAnswer, good: int
 ) -> None:
-    broken = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n"
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: mine\r\n"
+    broken = head + b"Transfer-Encoding: chunked\r\n\r\nno length\r\n"
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(request(clock_jpeg) * good + broken)
         assert [read_answer(file).status for _ in range(good)] == [200] * good
         refusal = read_answer(file)
         assert (refusal.status, refusal.headers["connection"]) == (400, "close")
         assert json.loads(refusal.body)["type"] == "urn:gradless:problem:malformed-request"
-        assert json.loads(refusal.body)["request_id"] == refusal.headers["x-request-id"]
+        assert json.loads(refusal.body)["request_id"] == refusal.headers["x-request-id"] == "mine"
         assert file.read() == b""
 
 

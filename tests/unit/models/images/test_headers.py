@@ -94,10 +94,13 @@ def test_a_text_of_a_png_that_is_longer_than_exif_data_is_not_read() -> None:
 
     assert read_png(_png(_chunk(b"tEXt", b"Raw profile type exif\0no lines"))).exif_as_text == b""
 
+    xmp = _chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"x" * 1000) + bytes(2**20))
+    assert read_png(_png(xmp)).xmp == b""
+
     longest = read_png(_png(_chunk(b"tEXt", b"Raw profile type exif\0" + b"\n" * (2**20 - 22))))
     assert _peak_bytes(lambda: longest.exif_as_text) < 5 * 2**20
     longer = read_png(_png(*(_chunk(kind, bytes(2**20 + 1)) for kind in (b"iCCP", b"eXIf", b"tRNS"))))
-    assert (longer.packed_profile, longer.exif, longer.transparency) == (b"", b"", b"")
+    assert (longer.packed_profile, len(longer.exif), longer.transparency) == (b"", 2**20 + 1, b"")
 
 
 def test_an_extension_of_a_gif_without_blocks_counts() -> None:
