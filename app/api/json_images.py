@@ -43,8 +43,8 @@ _DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
 
 _BACKSLASH = 0x5C
-# Signs `=` at the end of base64 that are ignored, and the largest share of white space: a line break after each 64
-# characters is half of it.
+# `=` signs at the end of base64 that are ignored; and the white space that is allowed for, a sixteenth of the largest
+# image: line breaks take less.
 _PADDING = 3
 _WHITE_SPACE_SHARE = 16
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")

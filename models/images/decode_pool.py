@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 
@@ -203,8 +203,8 @@ class DecodePool:
     def _decode_in_process(self, job: DecodeJob, reader: JpegReader, transform: Transform) -> torch.Tensor | None:
         """Return the image, (3, crop, crop) uint8, or None if it was cancelled while it waited."""
         decoder, enough = self._decoders[threading.get_ident()], pixels_needed(transform)
-        encoded = job.take_image()
-        if job.cancel_token.cancelled or isinstance(encoded, ReadyPixels):
+        encoded = cast(bytes, job.take_image())
+        if job.cancel_token.cancelled:
             return None
         # The process has a copy of the file, and so has Pillow's reader.
         needed = _PROCESS_BYTES + 2 * len(encoded) + job.cost.memory_bytes
