@@ -31,12 +31,14 @@ _STEP = 1009
 _MOST_IMAGES = 3
 _DAMAGED_SHARE = 0.05
 _DAMAGED_BYTES = 50
-# Fewer images than are sent at once, and answered slowly enough that most find no room.
+# Fewer images than are sent at once, and answered slowly enough that many find no room.
 _CAPACITY = 32
+# How many times the planned requests may be sent until each route has accepted and refused one.
+_MOST_ROUNDS = 10
 _OVERLOADED = {
     "GRADLESS_QUEUE_CAPACITY": str(_CAPACITY),
     "GRADLESS_MAX_IMAGES_PER_REQUEST": str(_MOST_IMAGES),
-    "GRADLESS_MAX_BATCH_DELAY_MS": "60",
+    "GRADLESS_MAX_BATCH_DELAY_MS": "150",
     "GRADLESS_MAX_BATCH_SIZE": "64",
 }
 
@@ -57,7 +59,10 @@ _REFUSALS: dict[str, dict[str, object]] = {
 
 
 class _Load:
-    """Clients of all kinds, and the ends of their requests. With `overload`, they may be refused."""
+    """Clients of all kinds, and the ends of their requests.
+
+    With `overload`, requests may be refused, and are sent until each route has accepted and refused one.
+    """
 
     def __init__(self, native: NativeAnswers, requests: int, *, overload: bool) -> None:
         self._native = native
@@ -74,23 +79,35 @@ class _Load:
         http_kinds = [kind for kind in KINDS if not kind.over_grpc]
         grpc_address = await asyncio.to_thread(served.grpc_address)
         calls = self._requests * _GRPC_CONNECTIONS // (_HTTP_CONNECTIONS + _GRPC_CONNECTIONS)
-        over_http, over_grpc = self._shuffled(http_kinds, self._requests - calls), self._shuffled(grpc_kinds, calls)
+        over_http, over_grpc = self._planned(http_kinds, self._requests - calls), self._planned(grpc_kinds, calls)
         async with asyncio.TaskGroup() as group:
             for _ in range(_HTTP_CONNECTIONS):
                 group.create_task(self._client(Connection(served.address), over_http, 1))
             for _ in range(_GRPC_CONNECTIONS):
                 group.create_task(self._client(GrpcConnection(grpc_address), over_grpc, _CALLS))
 
-    def _shuffled(self, kinds: Sequence[Kind], requests: int) -> list[Kind]:
-        """Return that many kinds, each as often as the others."""
+    def lacking(self) -> list[str]:
+        """Return the routes that have not accepted a request, or not refused one, each with the status it lacks."""
+        routes = {(kind.contract, kind.method, kind.route) for kind in KINDS}
+        return [
+            f"{status} of {method} {route}"
+            for contract, method, route in sorted(routes)
+            for status in (_OK, _TOO_MANY)
+            if not self.ends[contract, method, route, status]
+        ]
+
+    def _planned(self, kinds: Sequence[Kind], requests: int) -> Iterator[Kind]:
+        """Yield that many kinds, each as often as the others; under overload more, while a route lacks a status."""
         planned = list(islice(cycle(kinds), requests))
         self._source.shuffle(planned)
-        return planned
+        yield from planned
+        while self._overload and self.lacking() and self.ends.total() < _MOST_ROUNDS * self._requests:
+            yield self._source.choice(kinds)
 
-    async def _client(self, connection: Connection | GrpcConnection, planned: list[Kind], calls: int) -> None:
+    async def _client(self, connection: Connection | GrpcConnection, planned: Iterator[Kind], calls: int) -> None:
         async def one_after_another() -> None:
-            while planned:
-                await self._exchange(connection, planned.pop())
+            for kind in planned:
+                await self._exchange(connection, kind)
 
         async with connection, asyncio.TaskGroup() as group:
             for _ in range(calls):
@@ -146,15 +163,9 @@ def measure_overload(scale: Scale) -> Iterator[Finding]:
     requests = scale.count(_REQUESTS_OF_OVERLOAD, least=600)
     load, _, server, (well, afterwards) = _run(requests, overload=True, **_OVERLOADED)
     scenario = Scenario(
-        "protocols-overload", f"{requests:,} requests in {len(KINDS)} forms, room for {_CAPACITY} images"
+        "protocols-overload", f"{requests:,} requests or more in {len(KINDS)} forms, room for {_CAPACITY} images"
     )
-    routes = {(kind.contract, kind.method, kind.route) for kind in KINDS}
-    lacking = [
-        f"{status} of {route}"
-        for contract, method, route in sorted(routes)
-        for status in (_OK, _TOO_MANY)
-        if not load.ends[contract, method, route, status]
-    ]
+    lacking = load.lacking()
     yield scenario.finding(
         "each route refuses in its protocol's form, with the time to come again; all other answers are right",
         f"{_by_status(load)}; wrong: {format_counts(load.faults)}; without: {', '.join(lacking) or 'none'}",
@@ -171,7 +182,7 @@ def _run(requests: int, *, overload: bool, **settings: str) -> tuple[_Load, floa
         before = await counted_at_rest(served.address, frozenset(), 0)
         await load.run(served)
         routes = frozenset(kind.route for kind in KINDS)
-        sent = requests + sum(count for (route, _), count in before.requests.items() if route in routes)
+        sent = load.ends.total() + sum(count for (route, _), count in before.requests.items() if route in routes)
         after = await counted_at_rest(served.address, routes, sent)
         by_protocol = after.by_protocol - before.by_protocol
         return (
