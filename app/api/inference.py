@@ -161,7 +161,7 @@ async def _predict(upload: Upload, sent: Sequence[Image | ImageTooLargeError], r
         return answer
     results = iter(answer.results)
     in_order = [image if isinstance(image, ImageTooLargeError) else next(results) for image in sent]
-    return replace(answer, results=in_order)
+    return answer._replace(results=in_order)
 
 
 def scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:

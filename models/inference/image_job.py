@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
@@ -26,8 +25,7 @@ class BatchItem(NamedTuple):
     request: InferenceRequest
 
 
-@dataclass(frozen=True, slots=True)
-class ItemOutput:
+class ItemOutput(NamedTuple):
     """One image's result: features (D,) float32; the indices (top_k,) int64 and probabilities (top_k,) float32 of
     the likeliest classes, most probable first. The arrays are views into the batch's.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,7 @@ from models.interface.errors import ImageError
 from models.interface.telemetry import BatchReport, StageSeconds
 
 
-@dataclass(frozen=True, slots=True)
-class ScoredClass:
+class ScoredClass(NamedTuple):
     """A class and its probability, 0..1."""
 
     index: int
@@ -21,8 +21,7 @@ class ScoredClass:
     probability: float
 
 
-@dataclass(frozen=True, slots=True)
-class Prediction:
+class Prediction(NamedTuple):
     """One image's result: the top classes, most probable first; features (D,) float32; the time its request was
     admitted (`perf_counter`), the seconds of each stage, and its batch. `all_probabilities` are those of all classes
     by index, (C,) float32, if the request asked for them."""
@@ -35,8 +34,7 @@ class Prediction:
     all_probabilities: NDArray[np.float32] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """The results of one request in the order of its images; an image at fault has its ImageError. `shape` is the
     shape of one image's features, `dimensions` their number. `version` is that of the model's card."""
 

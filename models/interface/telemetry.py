@@ -23,8 +23,7 @@ class InstanceId(NamedTuple):
     device: str
 
 
-@dataclass(frozen=True, slots=True)
-class StageSeconds:
+class StageSeconds(NamedTuple):
     """The seconds of one image in each stage. `decode` is from the request's admission, so it includes the wait for a
     decode thread; `queue` is from the end of the decode to the start of the forward."""
 

@@ -35,8 +35,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, slots=True)
-class Completed(Generic[Result]):
+class Completed(NamedTuple, Generic[Result]):
     """One item's result, the seconds it spent in the queue, and its batch."""
 
     result: Result
