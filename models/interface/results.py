@@ -13,7 +13,9 @@ from models.interface.errors import ImageError
 from models.interface.telemetry import BatchReport, StageSeconds
 
 
-class ScoredClass(NamedTuple):
+# Not frozen, which would double the time for each: an image has several.
+@dataclass(slots=True)
+class ScoredClass:
     """A class and its probability, 0..1."""
 
     index: int

@@ -163,7 +163,7 @@ async def test_vectors_of_a_version_loaded_during_the_request_are_not_searched(
     application: Application, answer: Callable[..., Answer]
 ) -> None:
     async def predict(*_arguments: object, **_options: object) -> Answer:
-        return replace(answer(), fingerprint="f" * 16)
+        return answer()._replace(fingerprint="f" * 16)
 
     async with started(application({"predict": predict}), FakeIndex()) as client:
         assert problem_of(await client.post("/v1/search", content=b"image")) == (404, "no-search-index")
