@@ -24,7 +24,7 @@ from app.api.dependencies import upload_of
 from models.interface.turns import in_turns
 
 # Parameters of a query. The parser takes a microsecond for each.
-_MAX_PARAMETERS = 64
+MAX_PARAMETERS = 64
 
 # Limits of an error message: parameters named, and characters of a name.
 _MAX_NAMED = 4
@@ -71,8 +71,8 @@ class ApiRoute(APIRoute):
 
     def _query_errors(self, query_string: bytes) -> Iterator[dict[str, Any]]:
         """Yield the errors in the form of pydantic."""
-        if query_string.count(b"&") >= _MAX_PARAMETERS:
-            message = f"it has more than {_MAX_PARAMETERS} parameters"
+        if query_string.count(b"&") >= MAX_PARAMETERS:
+            message = f"it has more than {MAX_PARAMETERS} parameters"
             yield {"type": "query", "loc": ("query", "query"), "msg": message, "input": None}
             return
         counts = Counter(name for name, _ in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))

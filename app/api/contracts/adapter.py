@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from app.api.api_route import direct_app
+from app.api.api_route import MAX_PARAMETERS, direct_app
 from app.api.contracts.views import View, check_version, model_of, view_of
 from app.api.dependencies import Upload, upload_of
 from app.api.inference import infer_images
@@ -120,6 +120,13 @@ async def predict(
             raise FaultyImageError(item.format(position), result)
         predictions.append(result)
     return answer, predictions
+
+
+def query_value(request: Request, name: str) -> str | None:
+    """Return a parameter of the query, or None. Raises InvalidInputError if the query has more than MAX_PARAMETERS."""
+    if request.scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+        raise InvalidInputError(f"The query has more than {MAX_PARAMETERS} parameters.")
+    return request.query_params.get(name)
 
 
 def parameters_of(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -12,7 +12,15 @@ from typing import Any
 
 from fastapi import Request
 
-from app.api.contracts.adapter import IMAGES, contract_router, parameters_of, predict, top_k_of, upload_for
+from app.api.contracts.adapter import (
+    IMAGES,
+    contract_router,
+    parameters_of,
+    predict,
+    query_value,
+    top_k_of,
+    upload_for,
+)
 from app.api.dependencies import check_ready
 from app.api.inference import scaled
 from app.api.json_images import images_of, parse_object
@@ -55,7 +63,8 @@ async def infer(request: Request, name: str | None = None) -> object:
     """
     upload, view = await upload_for(request, name)
     usual = _EXTRACTION if view.output == "features" else _CLASSIFICATION
-    task = request.query_params.get("task", usual)
+    stated = query_value(request, "task")
+    task = usual if stated is None else stated
     if task not in _TASKS:
         raise InvalidInputError(f"task must be {' or '.join(_TASKS)}.")
     sent = await _read(request)

@@ -17,7 +17,15 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from app.api.contracts.adapter import IMAGES, ContractRoute, UnknownPath, contract_router, predict, upload_for
+from app.api.contracts.adapter import (
+    IMAGES,
+    ContractRoute,
+    UnknownPath,
+    contract_router,
+    predict,
+    query_value,
+    upload_for,
+)
 from app.api.contracts.oip_infer import infer_response, is_of_sagemaker, read_infer_request
 from app.api.contracts.oip_models import (
     EXTENSIONS,
@@ -58,7 +66,7 @@ async def _infer(request: Request, name: str) -> Response:
 
 
 async def _invoke(request: Request) -> Response:
-    return await _answer(request, *await upload_for(request, request.query_params.get("model")))
+    return await _answer(request, *await upload_for(request, query_value(request, "model")))
 
 
 class _SageMakerRoute(ContractRoute):

@@ -20,6 +20,7 @@ from app.api.contracts.adapter import (
     contract_router,
     parameters_of,
     predict,
+    query_value,
     top_k_of,
     upload_for,
 )
@@ -130,7 +131,7 @@ async def kserve_predict(request: Request, name: str) -> object:
 @_sagemaker.post("/invocations", tags=[IMAGES])
 async def invocations(request: Request) -> object:
     """SageMaker passes a query on, and few headers."""
-    return await _answer(request, request.query_params.get("model"), form="predictions")
+    return await _answer(request, query_value(request, "model"), form="predictions")
 
 
 async def _answer(request: Request, name: str | None, version: str | None = None, form: _Form | None = None) -> object:

@@ -66,6 +66,22 @@ async def test_a_query_of_many_parameters_is_refused_before_it_is_parsed(serve: 
     assert (answer.status_code, answer.json()["detail"]) == (422, "query: it has more than 64 parameters")
 
 
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        ("/hf/fake", "image/png"),
+        ("/invocations", "image/png"),
+        ("/invocations", "application/vnd.sagemaker-triton.binary+json;json-header-size=9"),
+    ],
+)
+async def test_other_protocols_refuse_it_as_well(serve: Serve, path: str, content_type: str) -> None:
+    async with serve() as client:
+        url, headers = f"{path}?{'model=fake&' * 2000}", {"Content-Type": content_type}
+        answer = await client.post(url, content=b"image", headers=headers)
+    assert answer.status_code == 400
+    assert "The query has more than 64 parameters." in answer.text
+
+
 async def test_a_list_parameter_may_be_repeated(serve: Serve) -> None:
     async with serve() as client:
         answer = await client.post("/debug/grad-modes?arms=grad&arms=no_grad&sweep=1&sweep=2,4&batch_size=2")
