@@ -60,7 +60,12 @@ def measure_protocols(scale: Scale) -> Iterator[Finding]:
     requests = [kind.request([known_image(0)]) for kind in KINDS]
     load = f"SIGTERM, all protocols from {_CLIENTS} HTTP and {_CLIENTS} gRPC clients, batches of 100 ms, {times} times"
     # Most requests are then in work when the signal comes.
-    settings = {"GRADLESS_GRPC_PORT": "0", "GRADLESS_MAX_BATCH_DELAY_MS": "100"}
+    settings = {
+        "GRADLESS_GRPC_PORT": "0",
+        "GRADLESS_MAX_BATCH_DELAY_MS": "100",
+        # Room for a slow message of each gRPC client: half of the messages may come from one address.
+        "GRADLESS_MAX_HELD_BYTES": str(4 * _CLIENTS * 64 * 2**20),
+    }
     yield from _findings(
         Scenario("sigterm-protocols", load), times, requests, settings, {**settings, "GRADLESS_HTTP_WORKERS": "2"}
     )
@@ -105,9 +110,18 @@ async def _end(served: Served, requests: Sequence[Request], load_s: float) -> _E
         address = await asyncio.to_thread(served.grpc_address)
         connections += [(GrpcConnection(address), over_grpc) for _ in range(_CLIENTS)]
 
+    connected = asyncio.Barrier(len(connections) + 1)
+
     async def call(connection: Connection | GrpcConnection, requests: Sequence[Request], first: int) -> None:
         async with connection:
+            # A request is in the server's socket buffers once it is sent over an open connection.
+            await connection.answer_to(requests[first % len(requests)])
+            await connected.wait()
+            sent_at = 0.0
+            # A client that goes on after a refusal would only extend the stop.
             for number in count(first):
+                if sent_at >= signalled.at:
+                    return
                 sent_at = perf_counter()
                 try:
                     answer = await connection.answer_to(requests[number % len(requests)])
@@ -120,6 +134,7 @@ async def _end(served: Served, requests: Sequence[Request], load_s: float) -> _E
     async with asyncio.TaskGroup() as clients:
         for number, (connection, repeated) in enumerate(connections):
             clients.create_task(call(connection, repeated, number))
+        await connected.wait()
         await asyncio.sleep(load_s)
         # No client runs between these two lines, so earlier requests are in the server's socket buffers.
         signalled.at = perf_counter()
