@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -20,6 +21,9 @@ from observe.prometheus import Prometheus
 # The first start converts the model.
 _START_TIMEOUT_S = 180
 _STOP_TIMEOUT_S = 30
+
+# Below those that Linux gives to processes that ask for any port: before a server listens, one could take its port.
+_PORTS = range(20_000, 32_000)
 
 
 class NotStartedError(Exception):
@@ -62,10 +66,11 @@ def require_prometheus() -> None:
 
 def free_port() -> int:
     """Return a free TCP port of 127.0.0.1, for a server that must restart on the same port."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

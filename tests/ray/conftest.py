@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ import httpx2
 import psutil
 import pytest
 import yaml
+
+from observe.processes import free_port
 
 # Ray starts a dozen processes and each replica loads a model, which takes minutes on a busy machine.
 START_TIMEOUT_S = 240
@@ -56,7 +57,7 @@ class Service:
     def __init__(self, folder: Path, arguments: dict[str, Any], settings: dict[str, str]) -> None:
         self.queue_capacity = QUEUE_CAPACITY
         self.key = {"X-API-Key": KEY}
-        self._port = _unused_port()
+        self._port = free_port()
         self.address = f"http://127.0.0.1:{self._port}"
         self._folder = folder
         self._environment = environment(**settings)
@@ -183,10 +184,3 @@ def _title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
-
-
-def _unused_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from observe.processes import start
+from observe.processes import free_port, start
 
 GRADLESS = Path(sys.executable).parent / "gradless"
 START_TIMEOUT_S = 180
@@ -204,10 +204,7 @@ def gradless_path() -> Path:
 @pytest.fixture
 def unused_port() -> int:
     """A TCP port of 127.0.0.1 without a listener."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    return free_port()
 
 
 @pytest.fixture
