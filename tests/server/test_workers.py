@@ -140,6 +140,10 @@ def test_a_killed_worker_loses_only_its_own_requests_and_is_replaced(
     clients = _Clients(worker_server.address, clock_jpeg, 8)
     _until(lambda: clients.answered > 100)
     killed, left = _workers(worker_server)
+    killed.suspend()
+    # Then each client that is connected to it waits for an answer.
+    suspended_at = clients.answered
+    _until(lambda: clients.answered > suspended_at + 100)
     killed.kill()
     worker_server.wait_for_line("starting a replacement")
     _until(lambda: len(_workers(worker_server)) == _WORKERS)
