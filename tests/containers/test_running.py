@@ -38,10 +38,10 @@ with socket.create_connection(("127.0.0.1", 8000)) as connection:
 # Starts the command in its arguments, asks it about the image on stdin as SageMaker does, and ends it by SIGTERM with
 # half a request on its way.
 SAGEMAKER = """
-import json, socket, subprocess, sys, time, urllib.error, urllib.request
+import json, socket, subprocess, sys, time, urllib.request
 
-def ask(path, body=None):
-    with urllib.request.urlopen(f"http://127.0.0.1:8080{path}", body, timeout=2) as answer:
+def ask(path, body=None, timeout=2):
+    with urllib.request.urlopen(f"http://127.0.0.1:8080{path}", body, timeout) as answer:
         return answer.status, json.load(answer)
 
 service = subprocess.Popen(sys.argv[1:], stderr=subprocess.DEVNULL)
@@ -49,12 +49,13 @@ ping = None
 while ping is None and service.poll() is None:
     try:
         ping = ask("/ping")
-    except (urllib.error.URLError, ConnectionError):
+    except OSError:
         time.sleep(0.05)
-invocation = ask("/invocations", sys.stdin.buffer.read())
+invocation = ask("/invocations", sys.stdin.buffer.read(), timeout=60)
 with socket.create_connection(("127.0.0.1", 8080)) as connection:
     connection.sendall(b"POST /invocations HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 2\\r\\n\\r\\n.")
-    time.sleep(0.2)
+    # It answers on another connection, so it has read the half.
+    ask("/ping", timeout=60)
     began = time.monotonic()
     service.terminate()
     status = service.wait()
@@ -71,7 +72,10 @@ def test_it_serves_the_embedded_model_on_a_read_only_root_without_privileges_or_
 
 
 def test_its_start_converts_nothing_and_logs_no_warning(container: Any) -> None:
-    assert '"level": "warning"' not in container.log
+    # Not the requests of other tests: a slow one is a warning.
+    start = [line for line in container.log.splitlines() if '"event": "request"' not in line]
+    assert any('"event": "serving"' in line for line in start)
+    assert not any('"level": "warning"' in line for line in start)
     assert '"level": "error"' not in container.log
 
 
@@ -135,9 +139,9 @@ def test_sagemaker_gets_its_ping_its_invocations_and_an_end_within_the_drain_tim
     assert ping[0] == 200
     [scores] = invocation[1]["predictions"]
     assert scores.keys() == {"cat", "dog", "fox"}
+    # Not by force, which comes only after that and has another status.
     assert status == 0
-    # Not by force.
-    assert ended_after_s < drain_s + FORCED_AFTER_DRAIN_S / 2
+    assert ended_after_s < drain_s + FORCED_AFTER_DRAIN_S
 
 
 # Last of the tests that share the container, because it stops it.

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 
 _PATIENCE_S = 60
+_START_TIMEOUT_S = 180
 # More requests than a pipe can hold log lines.
 _MANY_REQUESTS = 400
 _WORKERS = ["0", "2"]
@@ -32,7 +33,7 @@ class _Service:
 
     def wait_until_ready(self) -> None:
         """Poll /readyz, because the log cannot be read."""
-        deadline = monotonic() + _PATIENCE_S
+        deadline = monotonic() + _START_TIMEOUT_S
         while not self._ready():
             assert monotonic() < deadline
             assert self.process.poll() is None

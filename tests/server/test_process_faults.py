@@ -169,6 +169,8 @@ def test_when_the_fork_server_is_killed_also_while_it_starts_workers_serve_on_an
         # The second time it is importing, and has forked nothing yet.
         _fork_server(service).kill()
         service.wait_for_line("starting another")
+        # The line comes before the process.
+        _until(lambda: len(psutil.Process(service.process.pid).children()) == 1)
 
     assert _alive(workers) == workers
     for _ in range(2 * _WORKERS):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
@@ -42,20 +42,39 @@ def _connections(worker: psutil.Process) -> int:
     return sum(connection.status == "ESTABLISHED" for connection in worker.net_connections("tcp"))
 
 
-def _until_all_serve(service: Any) -> None:
-    """A worker that the test before has replaced gets connections only once it serves."""
+def _until_all_are_closed(workers: list[psutil.Process]) -> None:
+    """Clients have closed their connections; wait until workers have too."""
+    _until(lambda: not any(worker.net_connections("tcp") for worker in workers))
+
+
+@contextlib.contextmanager
+def _one_connection_each(service: Any) -> Iterator[list[psutil.Process]]:
+    """Hold one connection to each worker, and yield the workers.
+
+    They get one each once all serve and the engine process knows of connections that were closed before. It also knows
+    of these: a worker reports what it has when it takes a connection, so before it answers."""
     workers = _workers(service)
-    with contextlib.ExitStack() as connected:
+    with contextlib.ExitStack() as opened:
 
         def reached() -> bool:
-            connected.enter_context(service.connect())
-            return all(map(_connections, workers))
+            opened.close()
+            _until_all_are_closed(workers)
+            for _ in workers:
+                connection = opened.enter_context(service.connect())
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert connection.recv(12) == b"HTTP/1.1 200"
+            return all(_connections(worker) == 1 for worker in workers)
 
         _until(reached)
-    # If a worker still had a connection, it would get fewer than its share.
-    _until(lambda: not any(map(_connections, workers)))
-    # Workers tell the engine process of closed connections ten times a second.
-    sleep(0.3)
+        yield workers
+
+
+def _until_all_serve(service: Any) -> None:
+    """A worker that the test before has replaced gets connections only once it serves."""
+    with _one_connection_each(service) as workers:
+        pass
+    # The engine process may count these still. That is one for each worker, which matters to no share of several.
+    _until_all_are_closed(workers)
 
 
 class _Clients:
@@ -87,22 +106,11 @@ class _Clients:
 
 
 def test_connections_are_spread_over_the_workers(worker_server: Any) -> None:
-    workers = _workers(worker_server)
-
-    def spread(for_each: int) -> list[int]:
-        """Open connections, `for_each` worker, after those before are closed. Return how many went to each."""
-        _until(lambda: not any(worker.net_connections("tcp") for worker in workers))
-        # Workers tell the engine process of closed connections ten times a second.
-        sleep(0.3)
-        with contextlib.ExitStack() as opened:
-            for _ in range(for_each * _WORKERS):
-                opened.enter_context(worker_server.connect())
-            _until(lambda: sum(map(_connections, workers)) == for_each * _WORKERS)
-            return [_connections(worker) for worker in workers]
-
-    # A worker gets none before its event loop has run, which takes longer on a busy machine.
-    _until(lambda: spread(1) == [1] * _WORKERS)
-    assert spread(4) == [4] * _WORKERS
+    with _one_connection_each(worker_server) as workers, contextlib.ExitStack() as opened:
+        for _ in range(4 * _WORKERS):
+            opened.enter_context(worker_server.connect())
+        _until(lambda: sum(map(_connections, workers)) == 5 * _WORKERS)
+        assert [_connections(worker) for worker in workers] == [5] * _WORKERS
 
 
 def test_every_worker_serves_the_metrics_of_the_whole_service(
@@ -140,6 +148,10 @@ def test_a_killed_worker_loses_only_its_own_requests_and_is_replaced(
     clients = _Clients(worker_server.address, clock_jpeg, 8)
     _until(lambda: clients.answered > 100)
     killed, left = _workers(worker_server)
+    killed.suspend()
+    # Then each client that is connected to it waits for an answer.
+    suspended_at = clients.answered
+    _until(lambda: clients.answered > suspended_at + 100)
     killed.kill()
     worker_server.wait_for_line("starting a replacement")
     _until(lambda: len(_workers(worker_server)) == _WORKERS)
