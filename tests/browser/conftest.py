@@ -79,6 +79,7 @@ def browser() -> Browser:
     playwright = _playwright.enter_context(sync_playwright())
     browser = playwright.chromium.launch(executable_path=path, args=_CHROMIUM_ARGUMENTS)
     _playwright.callback(browser.close)
+    expect.set_options(timeout=PATIENCE_MS)
     return browser
 
 
@@ -136,7 +137,6 @@ def open_page(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
             expect(page.get_by_label("Model", exact=True)).to_be_enabled()
             return page
 
-        expect.set_options(timeout=PATIENCE_MS)
         yield start
         for server, refusals, watch in opened:
             assert watch.faults == []

@@ -136,7 +136,8 @@ def test_a_concurrent_comparison_is_refused_with_a_message_and_a_comparison_can_
     open_page: Callable[..., Page], light_model: str
 ) -> None:
     first, second = open_page("lens"), open_page("lens", refusals=True)
-    compare(first, light_model, size="4", rounds="50")
+    # Takes most of a minute, far longer than what follows: it is stopped.
+    compare(first, light_model, size="32", rounds="50")
     expect(first.get_by_role("progressbar")).to_be_visible()
     expect(first.get_by_text("timing,")).to_be_visible()
 

@@ -72,7 +72,11 @@ def test_the_memory_shown_is_the_memory_scraped(open_page: Callable[..., Page]) 
 def test_nothing_is_scraped_while_another_view_is_open(open_page: Callable[..., Page]) -> None:
     page = open_page("live")
     expect(reading(page, "queue")).to_have_text("0")
+    # The next scrape is not yet due, and one that began before the click is not counted.
+    with page.expect_response("**/metrics"):
+        pass
     page.get_by_role("tab", name="Try").click()
+    expect(page.get_by_role("tabpanel", name="Try")).to_be_visible()
     requested: list[str] = []
     page.on("request", lambda request: requested.append(urlsplit(request.url).path))
     # Longer than from one scrape to the next.

@@ -21,6 +21,9 @@ Choose = Callable[[Page, Mapping[str, bytes]], None]
 # Of the server of these tests.
 MOST_IMAGES = 8
 
+# No task of the page may hold up the user for so long.
+LONG_MS = 2000
+
 REFUSAL = {
     "type": "https://example.org/queue-full",
     "title": "The service is at capacity",
@@ -215,29 +218,61 @@ def test_a_large_matrix_shows_that_it_scrolls(
     expect(frame).not_to_contain_class("more-right")
 
 
-def test_two_hundred_pictures_do_not_hold_up_the_page(
-    page: Page, choose: Choose, pngs: Callable[[int], dict[str, bytes]]
-) -> None:
+def longest_task(page: Page, choose: Choose, pictures: dict[str, bytes]) -> float:
+    """Return the milliseconds of the page's longest task while it shows these pictures."""
     page.evaluate(
         """() => {
             window.longest = 0;
-            new PerformanceObserver((list) => {
-                for (const { duration } of list.getEntries()) window.longest = Math.max(window.longest, duration);
-            }).observe({ type: "longtask" });
+            window.note = (tasks) => {
+                for (const { duration } of tasks) window.longest = Math.max(window.longest, duration);
+            };
+            window.tasks = new PerformanceObserver((list) => window.note(list.getEntries()));
+            window.tasks.observe({ type: "longtask" });
+        }"""
+    )
+    choose(page, pictures)
+    expect(page.get_by_role("article")).to_have_count(len(pictures))
+    settled(page)
+    longest: float = page.evaluate(
+        """async () => {
+            // Drawing the last change counts as well.
+            await new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)));
+            window.note(window.tasks.takeRecords());
+            return window.longest;
+        }"""
+    )
+    return longest
+
+
+def test_two_hundred_pictures_do_not_hold_up_the_page(
+    page: Page,
+    choose: Choose,
+    pngs: Callable[[int], dict[str, bytes]],
+    open_page: Callable[..., Page],
+    small_requests: str,
+) -> None:
+    page.evaluate(
+        """() => {
             window.revoked = 0;
             const revoke = URL.revokeObjectURL;
             URL.revokeObjectURL = (url) => { window.revoked += 1; revoke.call(URL, url); };
         }"""
     )
-    choose(page, pngs(200))
-    expect(page.get_by_role("article")).to_have_count(200)
-    settled(page)
+    longest = longest_task(page, choose, pngs(200))
 
     expect(page.locator("#try-status")).to_contain_text("200\u00a0pictures: 199 answered, 1 failed")
     expect(page.get_by_text("Of 199 pictures, the first 63 are compared.")).to_be_visible()
     # Far from the view they are not decoded.
     loaded = page.evaluate("[...document.querySelectorAll('.card img')].filter(({ complete }) => complete).length")
     assert loaded < 150
-    assert page.evaluate("window.longest") < 2000
     page.get_by_role("button", name="Start over").click()
     assert page.evaluate("window.revoked") == 200
+
+    def again(count: int) -> float:
+        return longest_task(open_page("try", server=small_requests, refusals=True), choose, pngs(count))
+
+    if longest >= LONG_MS:
+        # A pause of the machine does not come twice. On a slow one, as many pictures as are compared take long too.
+        longest = min(longest, again(200))
+        control = min(again(64), again(64))
+        assert longest < max(LONG_MS, 3 * control)

@@ -161,6 +161,7 @@ def test_a_model_without_classes_shows_only_the_vector(try_page: Page, address: 
     without = {**described, "models": [{**model, "classes": 0} for model in described["models"]]}
     try_page.route("**/v1/models", lambda route: route.fulfill(json=without))
     try_page.reload()
+    expect(try_page.get_by_label("Model", exact=True)).to_be_enabled()
     with try_page.expect_request("**/v1/predict*") as request:
         take(try_page, "clock")
 
