@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 from ipaddress import ip_address
 
 from starlette.types import Scope
@@ -94,7 +93,6 @@ def authority_error(target: bytes, headers: Sequence[tuple[bytes, bytes]], *, ho
     return None if target[:1] == b"/" else _absolute_target_error(target, stated)
 
 
-@lru_cache(maxsize=64)
 def parse_host(value: bytes) -> str | None:
     """Return the name or address of a Host header, in lower case and without brackets. Return None if it is not a host
     with an optional port. An empty value is an empty name."""

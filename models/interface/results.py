@@ -13,8 +13,7 @@ from models.interface.errors import ImageError
 from models.interface.telemetry import BatchReport, StageSeconds
 
 
-# Not frozen, which would double the time for each: an image has several.
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ScoredClass:
     """A class and its probability, 0..1."""
 
