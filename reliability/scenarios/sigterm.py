@@ -117,11 +117,7 @@ async def _end(served: Served, requests: Sequence[Request], load_s: float) -> _E
             # A request is in the server's socket buffers once it is sent over an open connection.
             await connection.answer_to(requests[first % len(requests)])
             await connected.wait()
-            sent_at = 0.0
-            # A client that goes on after a refusal would only extend the stop.
             for number in count(first):
-                if sent_at >= signalled.at:
-                    return
                 sent_at = perf_counter()
                 try:
                     answer = await connection.answer_to(requests[number % len(requests)])
@@ -130,6 +126,9 @@ async def _end(served: Served, requests: Sequence[Request], load_s: float) -> _E
                     signalled.lost += sent_at < signalled.at
                     return
                 (signalled.before if sent_at < signalled.at else signalled.after)[answer.status] += 1
+                if sent_at >= signalled.at:
+                    # Going on would only extend the stop.
+                    return
 
     async with asyncio.TaskGroup() as clients:
         for number, (connection, repeated) in enumerate(connections):

@@ -36,10 +36,11 @@ _FILLINGS = (b"\0", b"\n", b"\xff", b"\xff\0", b"\0\0\0\xff\xff")
 
 
 class _Size(NamedTuple):
-    """A number at `at` in a file that counts bytes."""
+    """A number at `at` in a file that counts pieces of so many bytes."""
 
     at: int
     form: str
+    piece_bytes: int = 1
 
 
 class _Part(NamedTuple):
@@ -113,8 +114,9 @@ def _parts_of_isobmff(
 
 
 def _parts_of_tiff(encoded: bytes) -> Iterator[_Part]:
-    directory = struct.unpack_from("<I", encoded, 4)[0]
-    yield _Part(directory + 2, directory + 14)
+    """Yield the first entry of the directory of a BigTIFF."""
+    directory = struct.unpack_from("<Q", encoded, 8)[0]
+    yield _Part(directory + 8, directory + 28, outer_sizes=(_Size(directory, "<Q", 20),))
 
 
 def _parts_of_bmp(encoded: bytes) -> Iterator[_Part]:
@@ -148,6 +150,8 @@ def _with_metadata(name: str) -> bytes:
         picture.putalpha(128)
     if name == "JPEG":
         more["progressive"] = True
+    if name == "TIFF":
+        more["big_tiff"] = True
     picture.save(to, PILLOW_NAMES[name], **more)
     return to.getvalue()
 
@@ -171,7 +175,7 @@ def _inserted(encoded: bytes, at: int, part: bytes, sizes: tuple[_Size, ...]) ->
     changed = bytearray(encoded)
     for size in sizes:
         before = struct.unpack_from(size.form, encoded, size.at)[0]
-        struct.pack_into(size.form, changed, size.at, before + len(added))
+        struct.pack_into(size.form, changed, size.at, before + len(added) // size.piece_bytes)
     changed[at:at] = added
     return bytes(changed)
 
